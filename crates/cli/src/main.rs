@@ -1,0 +1,2 @@
+//! The pageferry command.
+fn main() {}

@@ -1,0 +1,408 @@
+//! What a request does in each phase.
+
+use std::ops::Range;
+
+use crate::op::{Effect, Op, Phase, Turn};
+use crate::pages::{clip, page_span};
+use crate::{Action, Engine, OpKey, PAGE_BYTES, Refusal, Request, WaitFor};
+
+impl<E: Clone> Engine<E> {
+    pub(crate) fn advance(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+        if op.refusal.is_some() && !op.unwinding {
+            if op.inflight > 0 {
+                return Turn::Blocked(WaitFor::Io);
+            }
+            self.unwind(key, op);
+        }
+        match op.phase {
+            Phase::Observe => self.observe(op),
+            Phase::Tidy => self.tidy(op),
+            Phase::Admit => self.admit(key, op),
+            Phase::Trap => self.trap(op.file, &op.range),
+            Phase::Scan => self.scan(op),
+            Phase::TakeDirty => self.take_dirty(op),
+            Phase::Fill => self.fill_or_recheck(key, op),
+            Phase::Clean => self.clean_op(op),
+            Phase::Perform => self.perform(op),
+            Phase::Settle => self.settle_op(key, op),
+            Phase::Free => self.free_op(op),
+            Phase::End => Turn::Clear,
+        }
+    }
+
+    /// Nothing of a refused request may remain but its error.
+    fn unwind(&mut self, key: OpKey, op: &mut Op<E>) {
+        op.unwinding = true;
+        match &op.request {
+            // A failed release ends its pin all the same: what could not go home stays away.
+            Request::Pin { .. } | Request::Release { .. } => self.end_pin(op),
+            Request::Change { .. } => {
+                if let Some(state) = self.files.get_mut(&op.file) {
+                    state.claims.remove(&key);
+                }
+            }
+            _ => {}
+        }
+        let held_nothing = matches!(op.refusal, Some(Refusal::Gone | Refusal::BadRange))
+            || op.phase < Phase::Admit;
+        op.goto(if held_nothing { Phase::End } else { Phase::Settle });
+    }
+
+    fn observe(&mut self, op: &mut Op<E>) -> Turn<E> {
+        if let Some(error) = &self.lost {
+            return Turn::Refuse(Refusal::Failed(error.clone()));
+        }
+        if op.queued || op.inflight > 0 {
+            return Turn::Clear;
+        }
+        op.queued = true;
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        Turn::Act {
+            action: Action::Observe { file: op.file },
+            file: op.file,
+            effect: Effect::Observe { epoch: state.change_epoch },
+            locks: Vec::new(),
+        }
+    }
+
+    /// After a shrink, by whoever comes first.
+    fn tidy(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+        let Some(from) = state.tidy_from else { return Turn::Clear };
+        let beyond = from..u64::MAX;
+        if !op.queued {
+            op.queued = true;
+            if state.pages.folios.range(state.pages.folios_of(&beyond)).next().is_some() {
+                return Turn::Act {
+                    action: Action::Hide { file: op.file, range: beyond },
+                    file: op.file,
+                    effect: Effect::Hide,
+                    locks: Vec::new(),
+                };
+            }
+        }
+        let turn = match self.settle(op.file, &beyond) {
+            Turn::Clear => self.free(op.file, &beyond),
+            turn => turn,
+        };
+        if matches!(turn, Turn::Clear)
+            && op.inflight == 0
+            && let Some(state) = self.files.get_mut(&op.file)
+        {
+            state.tidy_from = None;
+        }
+        turn
+    }
+
+    fn admit(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        match op.request.clone() {
+            Request::Pin { mode, .. } => {
+                if op.range.end > state.pages.limit() {
+                    return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
+                }
+                if self.folios_of(&op.range) > self.budget_frames {
+                    return Turn::Refuse(self.full(op));
+                }
+                match self.may_enter(key, op) {
+                    Err(()) => Turn::Refuse(Refusal::WouldDeadlock),
+                    Ok(false) => Turn::Blocked(WaitFor::Pins),
+                    Ok(true) => {
+                        if let Some(pin) = op.pin {
+                            self.admit_pin(op, pin, mode);
+                        }
+                        Turn::Clear
+                    }
+                }
+            }
+            Request::Change { resizes, .. } => match self.may_enter(key, op) {
+                Err(()) => Turn::Refuse(Refusal::WouldDeadlock),
+                Ok(false) => Turn::Blocked(WaitFor::Pins),
+                Ok(true) => {
+                    self.admit_change(key, op, resizes);
+                    Turn::Clear
+                }
+            },
+            // A touch waits for whoever may be writing its page.
+            Request::Touch { at, .. } => {
+                let page = page_span(&(at..at + 1));
+                if !state.is_trapped(&page) {
+                    op.goto(Phase::End);
+                    return Turn::Clear;
+                }
+                let writer = |p: &crate::file::Pin| {
+                    p.mode.writes()
+                        && p.cut.is_none_or(|c| c > page.start)
+                        && !clip(&p.pages(), &page).is_empty()
+                };
+                if state.pins.values().any(writer) {
+                    op.range = page;
+                    return Turn::Blocked(WaitFor::Pins);
+                }
+                Turn::Clear
+            }
+            _ => Turn::Clear,
+        }
+    }
+
+    /// Asks every writable mapping of ours over the range (or, where a changed stamp is to be
+    /// explained, everywhere) what was stored to.
+    fn scan(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+        if !op.queued {
+            op.queued = true;
+            let everywhere = state.suspect && matches!(op.request, Request::Pin { .. });
+            let over = if everywhere { 0..u64::MAX } else { page_span(&op.range) };
+            op.found = !everywhere;
+            op.queue = state
+                .maps
+                .iter()
+                .filter(|(k, m)| {
+                    let only = matches!(&op.request, Request::MapOut { map, .. } if map != *k);
+                    m.writable && !only
+                })
+                .map(|(k, m)| (Some(*k), clip(&m.range, &over)))
+                .filter(|(_, r)| !r.is_empty())
+                .collect();
+        }
+        if let Some((Some(map), range)) = op.queue.last().cloned() {
+            let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+            if !state.maps.contains_key(&map) {
+                op.queue.pop();
+                return self.scan(op);
+            }
+            if state.busy.intersects(range.clone()) {
+                return Turn::Blocked(WaitFor::Io);
+            }
+            op.queue.pop();
+            return Turn::Act {
+                action: Action::ScanStores { file: op.file, map, range: range.clone() },
+                file: op.file,
+                effect: Effect::Scan { range: range.clone() },
+                locks: vec![(op.file, range)],
+            };
+        }
+        if op.inflight == 0
+            && matches!(op.request, Request::Pin { .. })
+            && let Some(state) = self.files.get_mut(&op.file)
+            && state.suspect
+            && state.busy.is_empty()
+        {
+            // Nothing of ours explains the new stamp: somebody else changed the file.
+            if !op.found {
+                state.pages.clear_valid_copies();
+                self.stats.distrusts += 1;
+            }
+            state.suspect = false;
+        }
+        Turn::Clear
+    }
+
+    fn take_dirty(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        if !op.queued {
+            op.queued = true;
+            op.queue = match (&op.request, op.pin) {
+                (Request::Release { .. }, Some(pin)) => match state.pins.get(&pin) {
+                    Some(p) => vec![(None, p.pages())],
+                    None => return Turn::Refuse(Refusal::Gone),
+                },
+                _ => state
+                    .pins_over(&page_span(&op.range))
+                    .filter(|(_, p)| p.mode.writes())
+                    .map(|(_, p)| (None, clip(&p.pages(), &page_span(&op.range))))
+                    .collect(),
+            };
+        }
+        if let Some((_, range)) = op.queue.pop() {
+            return Turn::Act {
+                action: Action::TakeDirty { file: op.file, range: range.clone() },
+                file: op.file,
+                effect: Effect::TakeDirty { range },
+                locks: Vec::new(),
+            };
+        }
+        if op.inflight == 0
+            && let Request::Release { pin, keep } = op.request
+        {
+            self.mark_stored(op, pin);
+            if keep {
+                self.end_pin(op);
+            }
+        }
+        Turn::Clear
+    }
+
+    /// What the device stored under the pin becomes dirty: exactly those bytes, none past the end.
+    fn mark_stored(&mut self, op: &mut Op<E>, key: crate::PinKey) {
+        let Some(state) = self.files.get_mut(&op.file) else { return };
+        let Some(pin) = state.pins.get(&key) else { return };
+        let end = pin.cut.unwrap_or(u64::MAX);
+        let stored: Vec<Range<u64>> = pin
+            .stored
+            .iter()
+            .map(|(r, ())| clip(&r, &pin.range))
+            .filter(|r| !r.is_empty())
+            .collect();
+        for run in stored {
+            state.pages.mark_dirty(&clip(&run, &(0..end)), self.now);
+            if end < run.end {
+                op.lost_bytes += run.end - end.max(run.start);
+            }
+        }
+    }
+
+    fn fill_or_recheck(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+        if !op.short {
+            let turn = self.fill(key, op);
+            if !matches!(turn, Turn::Clear) || op.inflight > 0 || !op.short {
+                if matches!(turn, Turn::Clear) && op.inflight == 0 {
+                    return self.still_inside(op);
+                }
+                return turn;
+            }
+        }
+        // A fetch met the end of file early: learn the size, then judge.
+        if op.inflight > 0 {
+            return Turn::Clear;
+        }
+        if !op.queued {
+            op.queued = true;
+            let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+            return Turn::Act {
+                action: Action::Observe { file: op.file },
+                file: op.file,
+                effect: Effect::Observe { epoch: state.change_epoch },
+                locks: Vec::new(),
+            };
+        }
+        self.still_inside(op)
+    }
+
+    fn still_inside(&self, op: &Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        if op.range.end > state.pages.limit() {
+            return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
+        }
+        Turn::Clear
+    }
+
+    fn clean_op(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let skip = match &op.request {
+            Request::Flush { skip_pinned, .. } => *skip_pinned,
+            Request::Release { .. } | Request::Change { .. } | Request::Close { .. } => false,
+            _ => true,
+        };
+        let turn = self.clean(op.file, &op.range, op.pin, skip);
+        if matches!(turn, Turn::Clear) && op.inflight == 0 {
+            match &op.request {
+                Request::Release { .. } => self.end_pin(op),
+                Request::Evict { .. } | Request::Close { .. } => self.drop_pages(op),
+                _ => {}
+            }
+        }
+        turn
+    }
+
+    /// The pages of an eviction: unpinned, clean, wholly inside the range.
+    fn drop_pages(&mut self, op: &mut Op<E>) {
+        let Some(state) = self.files.get_mut(&op.file) else { return };
+        let up = |at: u64| at.saturating_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
+        let end = if op.range.end >= state.pages.bytes() {
+            state.pages.limit()
+        } else {
+            op.range.end & !(PAGE_BYTES - 1)
+        };
+        let whole = up(op.range.start)..end;
+        if whole.start >= whole.end {
+            return;
+        }
+        let mut kept = crate::range::RangeSet::new();
+        for pin in state.pins.values() {
+            kept.add(pin.pages());
+        }
+        for run in state.pages.dirty_runs(&whole) {
+            kept.add(page_span(&run));
+        }
+        for gap in kept.gaps(whole) {
+            op.evicted_bytes += state.pages.valid_bytes(&gap);
+            state.pages.clear_valid(&gap);
+        }
+        self.stats.evicted_bytes += op.evicted_bytes;
+    }
+
+    fn perform(&mut self, op: &mut Op<E>) -> Turn<E> {
+        if op.queued {
+            return Turn::Clear;
+        }
+        let file = op.file;
+        let Some(state) = self.files.get(&file) else { return Turn::Refuse(Refusal::Gone) };
+        let (action, effect, locks) = match op.request.clone() {
+            Request::Resize { bytes, .. } => {
+                let from = bytes.min(state.pages.bytes()) & !(PAGE_BYTES - 1);
+                let region = from..u64::MAX;
+                let others = state.claims.values().any(|c| c.resizes);
+                if others || state.busy.intersects(region.clone()) {
+                    return Turn::Blocked(WaitFor::Io);
+                }
+                let effect = Effect::Change { epoch: state.change_epoch };
+                (Action::Change { file }, effect, vec![(file, region)])
+            }
+            Request::Change { .. } => {
+                let effect = Effect::Change { epoch: state.change_epoch };
+                (Action::Change { file }, effect, Vec::new())
+            }
+            Request::MapIn { map, range, writable, .. } => {
+                if state.busy.intersects(range.clone()) {
+                    return Turn::Blocked(WaitFor::Io);
+                }
+                let traps: Vec<Range<u64>> =
+                    state.must_trap(&range).overlaps(range.clone()).map(|(r, ())| r).collect();
+                let action =
+                    Action::MapIn { file, map, range: range.clone(), traps: traps.clone() };
+                let lock = vec![(file, range.clone())];
+                (action, Effect::MapIn { map, range, writable, traps }, lock)
+            }
+            Request::MapOut { map, .. } => {
+                if state.busy.intersects(op.range.clone()) {
+                    return Turn::Blocked(WaitFor::Io);
+                }
+                let lock = vec![(file, op.range.clone())];
+                (Action::MapOut { file, map }, Effect::MapOut { map }, lock)
+            }
+            _ => return Turn::Clear,
+        };
+        op.queued = true;
+        Turn::Act { action, file, effect, locks }
+    }
+
+    fn settle_op(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+        if op.stay_trapped {
+            return Turn::Clear;
+        }
+        // A change is over when its copies are dropped: others may have the range again.
+        if op.inflight == 0
+            && let Some(state) = self.files.get_mut(&op.file)
+            && state.claims.remove(&key).is_some()
+        {
+            self.note_change();
+        }
+        if op.widened {
+            match self.clean(op.file, &op.range, None, true) {
+                Turn::Clear => {}
+                turn => return turn,
+            }
+        }
+        self.settle(op.file, &op.range)
+    }
+
+    fn free_op(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let worth = match &op.request {
+            // An ordinary release leaves its pages as copies: nothing to look for.
+            Request::Release { .. } => op.cut.is_some() || op.unwinding,
+            Request::Flush { .. } => false,
+            _ => true,
+        };
+        if worth { self.free(op.file, &op.range) } else { Turn::Clear }
+    }
+}

@@ -1,0 +1,503 @@
+//! The state machine itself: requests in, actions out, replies in, outcomes out.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::file::{Claim, FileState, Map, Pin};
+use crate::op::{Effect, Flight, Op, Phase, Turn};
+use crate::pages::page_span;
+use crate::queue::Queues;
+use crate::{
+    ActionKey, FileKey, FrameId, MapKey, Observed, OpKey, Outcome, Owner, PAGE_BYTES, PinKey,
+    Refusal, Request, Stats, Step, WaitFor,
+};
+
+/// What the engine is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Bytes of a frame: a power of two, at least [`PAGE_BYTES`].
+    pub frame_bytes: u64,
+    /// Frames that the cache may use.
+    pub budget_frames: u64,
+    /// Away bytes that one CPU touch brings home, aligned around it.
+    pub touch_bytes: u64,
+}
+
+/// The placement protocol for all files on one device.
+///
+/// # Invariants
+/// Checked by [`check`](Engine::check); numbered in the crate's documentation.
+#[derive(Clone, Debug)]
+pub struct Engine<E> {
+    pub(crate) config: Config,
+    pub(crate) files: BTreeMap<FileKey, FileState>,
+    pub(crate) ops: BTreeMap<OpKey, Op<E>>,
+    pub(crate) flights: BTreeMap<ActionKey, Flight>,
+    pub(crate) queues: Queues,
+    pub(crate) frames_used: u64,
+    pub(crate) budget_frames: u64,
+    /// Set when the device is lost: no pin is granted any more.
+    pub(crate) lost: Option<E>,
+    pub(crate) stats: Stats,
+    /// The caller's clock at the last poll, in whatever unit it uses for ages.
+    pub(crate) now: u64,
+    /// Counts pins granted and folios born: the clock of `heat`.
+    pub(crate) tick: u64,
+    /// Pins by file, so that a release need not name it.
+    pub(crate) pin_files: BTreeMap<PinKey, FileKey>,
+    next: u64,
+    /// Something happened that a waiting request may care for.
+    changed: bool,
+}
+
+impl<E: Clone> Engine<E> {
+    /// An engine with no files.
+    #[must_use]
+    pub fn new(config: Config) -> Engine<E> {
+        Engine {
+            config,
+            files: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            queues: Queues::new(config.budget_frames),
+            frames_used: 0,
+            budget_frames: config.budget_frames,
+            lost: None,
+            stats: Stats::default(),
+            now: 0,
+            tick: 0,
+            pin_files: BTreeMap::new(),
+            next: 0,
+            changed: false,
+        }
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Makes a file known, as observed now.
+    pub fn add_file(&mut self, observed: Observed) -> FileKey {
+        let key = FileKey(self.fresh() as u32);
+        let mut file = FileState::new(self.config.frame_bytes);
+        file.pages.resize(observed.bytes);
+        file.stamp = Some(observed.stamp);
+        self.files.insert(key, file);
+        key
+    }
+
+    /// Submits a request; poll it until it is done. A request that is not `patient` is refused
+    /// where it would have to wait for pins or frames that others hold.
+    pub fn submit(&mut self, request: Request, owner: Owner, patient: bool) -> OpKey {
+        let (file, range) = match &request {
+            Request::Pin { file, range, .. }
+            | Request::Change { file, range, .. }
+            | Request::Flush { file, range, .. }
+            | Request::Evict { file, range }
+            | Request::MapIn { file, range, .. }
+            | Request::Query { file, range } => (*file, range.clone()),
+            Request::Release { pin, .. } => {
+                let file = self.pin_files.get(pin).copied().unwrap_or(FileKey(u32::MAX));
+                let held = self.files.get(&file).and_then(|f| f.pins.get(pin));
+                (file, held.map_or(0..0, |p| p.range.clone()))
+            }
+            Request::Resize { file, bytes } => (*file, *bytes & !(PAGE_BYTES - 1)..u64::MAX),
+            Request::Touch { file, at } => (*file, *at..at.saturating_add(1)),
+            Request::MapOut { file, map } => {
+                let map = self.files.get(file).and_then(|f| f.maps.get(map));
+                (*file, map.map_or(0..0, |m| m.range.clone()))
+            }
+            Request::Close { file } => (*file, 0..u64::MAX),
+        };
+        let key = OpKey(self.fresh());
+        let mut op = Op::new(request, file, range, owner, patient);
+        self.greet(key, &mut op);
+        self.ops.insert(key, op);
+        key
+    }
+
+    /// What can be said of a request at once.
+    fn greet(&mut self, key: OpKey, op: &mut Op<E>) {
+        let Some(state) = self.files.get(&op.file) else {
+            op.refusal = Some(Refusal::Gone);
+            return;
+        };
+        match &op.request {
+            Request::Pin { .. } => {
+                if op.range.start >= op.range.end {
+                    op.refusal = Some(Refusal::BadRange);
+                }
+                op.pin = Some(PinKey(key.0));
+            }
+            Request::Release { pin, .. } => {
+                op.pin = Some(*pin);
+                if let Some(p) = state.pins.get(pin) {
+                    op.cut = p.cut;
+                    if !p.mode.writes() {
+                        op.phase = Phase::End;
+                    }
+                }
+            }
+            Request::Touch { at, .. } => {
+                let touch = self.config.touch_bytes.max(PAGE_BYTES);
+                let around = at - at % touch..(at - at % touch).saturating_add(touch);
+                let trapped = state.maps.values().filter_map(|m| m.trapped.range_at(*at));
+                let run = trapped.reduce(|a, b| a.start.max(b.start)..a.end.min(b.end));
+                op.range = match run {
+                    Some(run) => crate::pages::clip(&around, &run),
+                    None => page_span(&op.range),
+                };
+            }
+            Request::Close { .. } => {
+                if !state.pins.is_empty() || !state.maps.is_empty() {
+                    op.refusal = Some(Refusal::Gone);
+                }
+            }
+            Request::MapOut { map, .. } => {
+                if !state.maps.contains_key(map) {
+                    op.refusal = Some(Refusal::Gone);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a wait that took too long: the request unwinds and is refused with `TimedOut`. No effect
+    /// on one that has actions out or is not waiting for pins or frames.
+    pub fn time_out(&mut self, key: OpKey) {
+        if let Some(op) = self.ops.get_mut(&key)
+            && matches!(op.waiting, Some(WaitFor::Pins | WaitFor::Frames))
+            && op.refusal.is_none()
+        {
+            op.refusal = Some(Refusal::TimedOut);
+            self.changed = true;
+        }
+    }
+
+    /// The next thing to do for a request. `now` is the caller's clock for the age of dirty pages.
+    pub fn poll(&mut self, key: OpKey, now: u64) -> Step<E> {
+        self.now = now;
+        let Some(mut op) = self.ops.remove(&key) else { return Step::Done(Err(Refusal::Gone)) };
+        loop {
+            let before = op.waiting;
+            op.waiting = None;
+            match self.advance(key, &mut op) {
+                Turn::Act { action, file, effect, locks } => {
+                    let flight = ActionKey(self.fresh());
+                    self.take_off(flight, &effect, file, &locks);
+                    op.inflight += 1;
+                    self.flights.insert(flight, Flight { op: key, file, effect, locks });
+                    self.ops.insert(key, op);
+                    return Step::Do(flight, action);
+                }
+                Turn::Blocked(wait) => {
+                    let wait = if op.inflight > 0 { WaitFor::Io } else { wait };
+                    op.waiting = Some(wait);
+                    if let Some(refusal) = self.hopeless(key, &op) {
+                        op.refusal = Some(refusal);
+                        continue;
+                    }
+                    self.changed |= before != op.waiting;
+                    self.ops.insert(key, op);
+                    return Step::Wait(wait);
+                }
+                Turn::Refuse(refusal) => {
+                    op.refusal.get_or_insert(refusal);
+                }
+                Turn::Clear if op.inflight > 0 => {
+                    op.waiting = Some(WaitFor::Io);
+                    self.ops.insert(key, op);
+                    return Step::Wait(WaitFor::Io);
+                }
+                Turn::Clear if op.phase != Phase::End => {
+                    // A failed untrap leaves the page away: better slow than wrong.
+                    op.goto(next_phase(&op));
+                }
+                Turn::Clear => {
+                    self.changed = true;
+                    return Step::Done(self.report(key, op));
+                }
+            }
+        }
+    }
+
+    /// Refuses a wait that must not or cannot be.
+    fn hopeless(&self, key: OpKey, op: &Op<E>) -> Option<Refusal<E>> {
+        let wait = op.waiting.filter(|w| *w != WaitFor::Io)?;
+        if op.unwinding {
+            return None;
+        }
+        if !op.patient && wait == WaitFor::Pins {
+            return Some(Refusal::WouldBlock);
+        }
+        let polite = op.phase == Phase::Admit && matches!(self.may_enter(key, op), Ok(false));
+        let stuck = !polite && self.is_stuck(op, self.blockers(key, op));
+        match wait {
+            WaitFor::Frames if stuck || !op.patient => Some(self.full(op)),
+            _ if stuck => Some(Refusal::WouldDeadlock),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn full(&self, op: &Op<E>) -> Refusal<E> {
+        let needed = self.folios_of(&op.range);
+        let mut pinned = 0;
+        for file in self.files.values() {
+            let held = |folio: &&u64| {
+                let span = file.pages.folio_span(**folio);
+                file.pins.iter().any(|(k, p)| {
+                    Some(*k) != op.pin && !crate::pages::clip(&p.range, &span).is_empty()
+                })
+            };
+            pinned += file.pages.folios.keys().filter(held).count() as u64;
+        }
+        Refusal::Full { needed_frames: needed, pinned_frames: pinned }
+    }
+
+    pub(crate) fn folios_of(&self, range: &Range<u64>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        (range.end - 1) / self.config.frame_bytes - range.start / self.config.frame_bytes + 1
+    }
+
+    /// Bookkeeping at the moment an action goes out.
+    fn take_off(
+        &mut self,
+        key: ActionKey,
+        effect: &Effect,
+        file: FileKey,
+        locks: &[(FileKey, Range<u64>)],
+    ) {
+        for (file, range) in locks {
+            if let Some(state) = self.files.get_mut(file) {
+                debug_assert!(!state.busy.intersects(range.clone()), "page lock taken twice");
+                state.busy.insert(range.clone(), key);
+            }
+        }
+        if matches!(effect, Effect::WriteBack { .. } | Effect::Change { .. })
+            && let Some(state) = self.files.get_mut(&file)
+        {
+            state.changing += 1;
+            state.change_epoch += 1;
+        }
+    }
+
+    /// Takes the pin out of the books and says what its end leaves to do.
+    pub(crate) fn end_pin(&mut self, op: &mut Op<E>) {
+        let Some(key) = op.pin.take() else { return };
+        self.pin_files.remove(&key);
+        self.changed = true;
+        let Some(state) = self.files.get_mut(&op.file) else { return };
+        let Some(pin) = state.pins.remove(&key) else { return };
+        for (zeroed, ()) in pin.zeroed.iter() {
+            for untouched in pin.stored.gaps(zeroed) {
+                if !state.pages.is_dirty(&untouched) {
+                    state.pages.clear_valid(&untouched);
+                }
+            }
+        }
+        // Past the end of file the device may have left bytes in the last page: zeros must show
+        // there when the file grows.
+        let eof = state.pages.bytes();
+        if pin.mode.writes() && pin.range.end > eof && pin.stored.intersects(eof..pin.range.end) {
+            state.pages.clear_valid(&(eof..pin.range.end));
+        }
+        op.cut = pin.cut;
+    }
+
+    fn report(&mut self, key: OpKey, mut op: Op<E>) -> Result<Outcome, Refusal<E>> {
+        if let Some(state) = self.files.get_mut(&op.file) {
+            state.claims.remove(&key);
+        }
+        if let Some(refusal) = op.refusal {
+            return Err(refusal);
+        }
+        Ok(match &op.request {
+            Request::Pin { .. } => {
+                self.stats.pins += 1;
+                let Some(pin) = op.pin else { return Err(Refusal::Gone) };
+                Outcome::Pinned(pin)
+            }
+            Request::Release { .. } => {
+                self.end_pin(&mut op);
+                Outcome::Released {
+                    written_bytes: op.written_bytes,
+                    lost_bytes: op.lost_bytes,
+                    cut: op.cut,
+                }
+            }
+            Request::Flush { .. } | Request::Evict { .. } => {
+                Outcome::Moved { written_bytes: op.written_bytes, evicted_bytes: op.evicted_bytes }
+            }
+            Request::Query { file, range } => Outcome::Placed(self.placement(*file, range)),
+            Request::Close { file } => {
+                self.files.remove(file);
+                Outcome::Done
+            }
+            _ => Outcome::Done,
+        })
+    }
+
+    /// Something a waiting request may care for has happened since last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    pub(crate) fn note_change(&mut self) {
+        self.changed = true;
+    }
+
+    pub(crate) fn admit_pin(&mut self, op: &Op<E>, key: PinKey, mode: crate::Mode) {
+        self.tick += 1;
+        let frame = self.config.frame_bytes;
+        let Some(state) = self.files.get_mut(&op.file) else { return };
+        let hot = op.range.start / frame..(op.range.end - 1) / frame + 1;
+        state.heat.insert(hot, self.tick);
+        state.pins.insert(
+            key,
+            Pin {
+                range: op.range.clone(),
+                mode,
+                owner: op.owner,
+                cut: None,
+                stored: Default::default(),
+                zeroed: Default::default(),
+            },
+        );
+        self.pin_files.insert(key, op.file);
+    }
+
+    pub(crate) fn admit_change(&mut self, key: OpKey, op: &Op<E>, resizes: bool) {
+        if let Some(state) = self.files.get_mut(&op.file) {
+            let claim = Claim { range: op.range.clone(), owner: op.owner, resizes };
+            state.claims.insert(key, claim);
+        }
+    }
+
+    pub(crate) fn add_map(
+        &mut self,
+        file: FileKey,
+        map: MapKey,
+        range: Range<u64>,
+        writable: bool,
+        traps: &[Range<u64>],
+    ) {
+        let Some(state) = self.files.get_mut(&file) else { return };
+        let mut trapped = crate::range::RangeSet::new();
+        for trap in traps {
+            trapped.add(trap.clone());
+        }
+        state.maps.insert(map, Map { range, writable, trapped });
+    }
+
+    // ---- what a caller may ask without a request -------------------------------------------
+
+    /// The size of a file as last learnt.
+    #[must_use]
+    pub fn file_bytes(&self, file: FileKey) -> Option<u64> {
+        self.files.get(&file).map(|f| f.pages.bytes())
+    }
+
+    /// Some byte of the range is dirty: a plain read of the file would miss it.
+    #[must_use]
+    pub fn is_away(&self, file: FileKey, range: &Range<u64>) -> bool {
+        self.files.get(&file).is_some_and(|f| f.pages.is_dirty(range))
+    }
+
+    /// The frame of a folio.
+    #[must_use]
+    pub fn frame(&self, file: FileKey, folio: u64) -> Option<FrameId> {
+        self.files.get(&file).and_then(|f| f.pages.frame(folio))
+    }
+
+    /// Frames in use, or being allocated or freed.
+    #[must_use]
+    pub fn frames_used(&self) -> u64 {
+        self.frames_used
+    }
+
+    /// Ranges, with at least one dirty page that became so at or before `since`, one per folio.
+    #[must_use]
+    pub fn aged(&self, file: FileKey, since: u64) -> Vec<Range<u64>> {
+        let Some(state) = self.files.get(&file) else { return Vec::new() };
+        let pages = &state.pages;
+        let old = |f: &&u64| pages.folio_dirty_since(**f).is_some_and(|at| at <= since);
+        pages.folios.keys().filter(old).map(|f| pages.folio_span(*f)).collect()
+    }
+
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = FileKey> + '_ {
+        self.files.keys().copied()
+    }
+
+    /// Gives a pin to another owner.
+    pub fn set_owner(&mut self, pin: PinKey, owner: Owner) {
+        let file = self.pin_files.get(&pin);
+        if let Some(p) = file.and_then(|f| self.files.get_mut(f)).and_then(|f| f.pins.get_mut(&pin))
+        {
+            p.owner = owner;
+            self.changed = true;
+        }
+    }
+
+    /// Forgets a file whatever it holds (its last bytes cannot be kept): returns the folios and
+    /// frames to free and the dirty bytes lost. Refused (`None`) while anything works on it.
+    pub fn abandon(&mut self, file: FileKey) -> Option<(Vec<(u64, FrameId)>, u64)> {
+        let state = self.files.get(&file)?;
+        if !state.busy.is_empty() || self.ops.values().any(|o| o.file == file) {
+            return None;
+        }
+        let state = self.files.remove(&file)?;
+        let lost = state.pages.dirty_runs(&(0..u64::MAX)).iter().map(|r| r.end - r.start).sum();
+        for pin in state.pins.keys() {
+            self.pin_files.remove(pin);
+        }
+        let frames: Vec<_> = state.pages.folios.iter().map(|(k, f)| (*k, f.frame)).collect();
+        self.frames_used -= frames.len() as u64;
+        self.changed = true;
+        Some((frames, lost))
+    }
+}
+
+/// Where a request goes when a phase has nothing left to do.
+fn next_phase<E>(op: &Op<E>) -> Phase {
+    use Phase::*;
+    if op.unwinding {
+        return match op.phase {
+            Settle => Free,
+            Free => End,
+            _ => Settle,
+        };
+    }
+    match (&op.request, op.phase) {
+        (Request::Pin { .. }, Observe) => Tidy,
+        (Request::Pin { .. }, Tidy) => Admit,
+        (Request::Pin { mode, .. }, Admit) => {
+            if mode.writes() {
+                Trap
+            } else {
+                Scan
+            }
+        }
+        (Request::Pin { .. }, Trap | Scan) => Fill,
+        (Request::Release { keep, .. }, TakeDirty) => {
+            if *keep {
+                Settle
+            } else {
+                Clean
+            }
+        }
+        (Request::Query { .. }, TakeDirty) => End,
+        (Request::Touch { .. } | Request::Change { .. }, Admit) => Clean,
+        (Request::Change { .. }, Clean) => Perform,
+        (Request::Resize { .. }, Perform) => Tidy,
+        (Request::MapOut { .. }, Scan) => Perform,
+        (Request::MapIn { .. } | Request::MapOut { .. }, Perform) => End,
+        (_, Clean | Perform | Tidy) => Settle,
+        (Request::Touch { .. }, Settle) => End,
+        (_, Settle) => Free,
+        _ => End,
+    }
+}

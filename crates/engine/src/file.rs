@@ -1,0 +1,125 @@
+//! What the engine knows of one file: its pages on the device, who holds them, how it is mapped.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::pages::{Pages, clip, page_span};
+use crate::range::{RangeMap, RangeSet};
+use crate::{ActionKey, MapKey, Mode, OpKey, Owner, PinKey, Stamp};
+
+/// A range held on the device. It holds from the moment it is admitted, before it is filled.
+#[derive(Clone, Debug)]
+pub(crate) struct Pin {
+    pub(crate) range: Range<u64>,
+    pub(crate) mode: Mode,
+    pub(crate) owner: Owner,
+    /// The lowest size of the file since: bytes from there on are not written back any more.
+    pub(crate) cut: Option<u64>,
+    /// Pages that the device was seen to have stored to and that are not yet marked dirty.
+    pub(crate) stored: RangeSet,
+    /// Pages that were zeroed for an overwrite instead of fetched.
+    pub(crate) zeroed: RangeSet,
+}
+
+impl Pin {
+    /// The pages it touches.
+    pub(crate) fn pages(&self) -> Range<u64> {
+        page_span(&self.range)
+    }
+}
+
+/// A CPU mapping.
+#[derive(Clone, Debug)]
+pub(crate) struct Map {
+    pub(crate) range: Range<u64>,
+    pub(crate) writable: bool,
+    /// Pages whose CPU accesses wait.
+    pub(crate) trapped: RangeSet,
+}
+
+/// A change through a system call, from its admission to its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) range: Range<u64>,
+    pub(crate) owner: Owner,
+    pub(crate) resizes: bool,
+}
+
+/// One file.
+#[derive(Clone, Debug)]
+pub(crate) struct FileState {
+    pub(crate) pages: Pages,
+    /// The stamp that every valid page is known to be as new as; `None`: take the next one seen.
+    pub(crate) stamp: Option<Stamp>,
+    pub(crate) pins: BTreeMap<PinKey, Pin>,
+    pub(crate) maps: BTreeMap<MapKey, Map>,
+    pub(crate) claims: BTreeMap<OpKey, Claim>,
+    /// Page locks: which action works on which pages.
+    pub(crate) busy: RangeMap<ActionKey>,
+    /// Last use, by folio.
+    pub(crate) heat: RangeMap<u64>,
+    /// Own changes of the file under way, and how many have begun or ended: an observation that
+    /// overlaps one cannot be attributed.
+    pub(crate) changing: u32,
+    pub(crate) change_epoch: u64,
+    /// The stamp moved while stores through our own mappings may explain it.
+    pub(crate) suspect: bool,
+    /// The file shrank: from here on, traps are to be lifted and frames freed.
+    pub(crate) tidy_from: Option<u64>,
+}
+
+impl FileState {
+    pub(crate) fn new(frame_bytes: u64) -> FileState {
+        FileState {
+            pages: Pages::new(frame_bytes),
+            stamp: None,
+            pins: BTreeMap::new(),
+            maps: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            busy: RangeMap::new(),
+            heat: RangeMap::new(),
+            changing: 0,
+            change_epoch: 0,
+            suspect: false,
+            tidy_from: None,
+        }
+    }
+
+    /// Pins whose bytes overlap `range`.
+    pub(crate) fn pins_over<'a>(
+        &'a self,
+        range: &'a Range<u64>,
+    ) -> impl Iterator<Item = (PinKey, &'a Pin)> {
+        self.pins.iter().filter(|(_, p)| !clip(&p.range, range).is_empty()).map(|(k, p)| (*k, p))
+    }
+
+    /// Some pin holds bytes of `range`. A pin does not hold what lies beyond its cut.
+    pub(crate) fn is_pinned(&self, range: &Range<u64>) -> bool {
+        self.pins.values().any(|p| {
+            let end = p.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
+            !clip(&clip(&p.pages(), &(0..end)), range).is_empty()
+        })
+    }
+
+    /// The pages of `range` that CPU accesses must not reach: dirty, or under a write pin.
+    pub(crate) fn must_trap(&self, range: &Range<u64>) -> RangeSet {
+        let mut set = RangeSet::new();
+        for run in self.pages.dirty_runs(range) {
+            set.add(page_span(&run));
+        }
+        for pin in self.pins.values().filter(|p| p.mode.writes()) {
+            let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
+            set.add(clip(&clip(&pin.pages(), &(0..end)), &page_span(range)));
+        }
+        set
+    }
+
+    /// Trapped in some mapping.
+    pub(crate) fn is_trapped(&self, range: &Range<u64>) -> bool {
+        self.maps.values().any(|m| m.trapped.intersects(range.clone()))
+    }
+
+    pub(crate) fn has_writable_maps(&self) -> bool {
+        self.maps.values().any(|m| m.writable)
+    }
+}

@@ -1,0 +1,169 @@
+//! One request in progress.
+
+use std::ops::Range;
+
+use crate::{FileKey, MapKey, Mode, Owner, PinKey, Refusal, Request, WaitFor};
+
+/// Where a request is on its way. Every kind of request walks a subsequence, downwards only (but for
+/// `Observe`, which a pin whose file turned out shorter visits again).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Learn the file's size and stamp.
+    Observe,
+    /// After a shrink: lift traps and free frames beyond the end.
+    Tidy,
+    /// Wait for whoever holds the range.
+    Admit,
+    /// Make CPU accesses of the range wait.
+    Trap,
+    /// Learn which pages our own mappings stored to.
+    Scan,
+    /// Ask the device which pages it stored to.
+    TakeDirty,
+    /// Get a frame for every folio and bytes for every page.
+    Fill,
+    /// Write dirty bytes back.
+    Clean,
+    /// The request's own action: a change, a mapping.
+    Perform,
+    /// Let CPU accesses through again where nothing forbids it.
+    Settle,
+    /// Give frames back that serve nothing.
+    Free,
+    /// Report.
+    End,
+}
+
+/// A request in progress.
+#[derive(Clone, Debug)]
+pub(crate) struct Op<E> {
+    pub(crate) request: Request,
+    pub(crate) file: FileKey,
+    /// The bytes it works on.
+    pub(crate) range: Range<u64>,
+    pub(crate) owner: Owner,
+    pub(crate) patient: bool,
+    pub(crate) phase: Phase,
+    /// The pin it holds, fills or releases.
+    pub(crate) pin: Option<PinKey>,
+    pub(crate) inflight: u32,
+    pub(crate) waiting: Option<WaitFor>,
+    /// Why it fails; what it holds is undone before that is reported.
+    pub(crate) refusal: Option<Refusal<E>>,
+    /// Undoing has begun.
+    pub(crate) unwinding: bool,
+    /// First folio that may still need filling.
+    pub(crate) cursor: u64,
+    /// What `Scan` or `TakeDirty` has still to ask.
+    pub(crate) queue: Vec<(Option<MapKey>, Range<u64>)>,
+    /// The phase has filled its queue.
+    pub(crate) queued: bool,
+    /// A scan found stores.
+    pub(crate) found: bool,
+    /// A fetch met an early end of file.
+    pub(crate) short: bool,
+    /// `Untrap` ran out of mappings once: the range was widened to the whole trapped run.
+    pub(crate) widened: bool,
+    /// Its lifting of traps failed: give it up.
+    pub(crate) stay_trapped: bool,
+    pub(crate) written_bytes: u64,
+    pub(crate) evicted_bytes: u64,
+    pub(crate) lost_bytes: u64,
+    pub(crate) cut: Option<u64>,
+}
+
+impl<E> Op<E> {
+    pub(crate) fn new(
+        request: Request,
+        file: FileKey,
+        range: Range<u64>,
+        owner: Owner,
+        patient: bool,
+    ) -> Op<E> {
+        let phase = match &request {
+            Request::Pin { .. } => Phase::Observe,
+            Request::Release { .. } => Phase::TakeDirty,
+            Request::Change { .. } | Request::Touch { .. } => Phase::Admit,
+            Request::Resize { .. } | Request::MapIn { .. } => Phase::Perform,
+            Request::Flush { .. } | Request::Evict { .. } | Request::Close { .. } => Phase::Clean,
+            Request::MapOut { .. } => Phase::Scan,
+            Request::Query { .. } => Phase::TakeDirty,
+        };
+        Op {
+            request,
+            file,
+            range,
+            owner,
+            patient,
+            phase,
+            pin: None,
+            inflight: 0,
+            waiting: None,
+            refusal: None,
+            unwinding: false,
+            cursor: 0,
+            queue: Vec::new(),
+            queued: false,
+            found: false,
+            short: false,
+            widened: false,
+            stay_trapped: false,
+            written_bytes: 0,
+            evicted_bytes: 0,
+            lost_bytes: 0,
+            cut: None,
+        }
+    }
+
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        match self.request {
+            Request::Pin { mode, .. } => Some(mode),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn goto(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.queued = false;
+    }
+}
+
+/// What a completed action means, remembered from when it was handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Observe { epoch: u64 },
+    Scan { range: Range<u64> },
+    Trap { map: MapKey, range: Range<u64> },
+    Untrap { map: MapKey, range: Range<u64> },
+    Allocate { folio: u64 },
+    Steal { folio: u64, frame: crate::FrameId },
+    Free { folio: u64 },
+    Fetch { range: Range<u64>, zero: bool, stale: bool },
+    WriteBack { range: Range<u64>, epoch: u64 },
+    TakeDirty { range: Range<u64> },
+    Hide,
+    Change { epoch: u64 },
+    MapIn { map: MapKey, range: Range<u64>, writable: bool, traps: Vec<Range<u64>> },
+    MapOut { map: MapKey },
+}
+
+/// An action handed out.
+#[derive(Clone, Debug)]
+pub(crate) struct Flight {
+    pub(crate) op: crate::OpKey,
+    pub(crate) file: FileKey,
+    pub(crate) effect: Effect,
+    pub(crate) locks: Vec<(FileKey, Range<u64>)>,
+}
+
+/// What a step of a request came to.
+pub(crate) enum Turn<E> {
+    /// Hand out an action.
+    Act { action: crate::Action, file: FileKey, effect: Effect, locks: Vec<(FileKey, Range<u64>)> },
+    /// Nothing can be done before something changes.
+    Blocked(WaitFor),
+    /// This step has nothing (more) to do.
+    Clear,
+    /// The request cannot be granted.
+    Refuse(Refusal<E>),
+}

@@ -1,0 +1,337 @@
+//! The steps that requests are made of. Each looks at the state as it is now and finds the next
+//! thing to do; none remembers anything between calls.
+
+use std::ops::Range;
+
+use crate::file::FileState;
+use crate::op::{Effect, Op, Turn};
+use crate::pages::{clip, page_span};
+use crate::queue::{Standing, Victim};
+use crate::{Action, Engine, FileKey, Mode, OpKey, PinKey, Refusal, WaitFor};
+
+impl FileState {
+    /// The part of `span` before its first locked page: `Err` with the locked stretch if that is
+    /// the very first.
+    fn unlocked(&self, span: &Range<u64>) -> Result<Range<u64>, Range<u64>> {
+        match self.busy.overlaps(span.clone()).next() {
+            Some((locked, _)) if locked.start <= span.start => Err(locked),
+            Some((locked, _)) => Ok(span.start..locked.start),
+            None => Ok(span.clone()),
+        }
+    }
+
+    fn write_pin_over(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
+        self.pins_over(range)
+            .filter(|(k, p)| p.mode.writes() && Some(*k) != own)
+            .map(|(_, p)| clip(range, &p.range))
+            .min_by_key(|r| r.start)
+    }
+}
+
+impl<E: Clone> Engine<E> {
+    /// Writes back the next stretch of dirty bytes that no live write pin of another holds.
+    pub(crate) fn clean(
+        &self,
+        file: FileKey,
+        range: &Range<u64>,
+        own: Option<PinKey>,
+        skip_pinned: bool,
+    ) -> Turn<E> {
+        let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        let mut rest = range.clone();
+        let (mut io, mut pins) = (false, false);
+        while let Some(mut run) = state.pages.next_dirty(&rest) {
+            rest.start = run.end;
+            if let Some(held) = state.write_pin_over(&run, own) {
+                if held.start == run.start {
+                    pins |= !skip_pinned;
+                    rest.start = held.end;
+                    continue;
+                }
+                run.end = held.start;
+                rest.start = held.start;
+            }
+            let span = page_span(&run);
+            match state.unlocked(&span) {
+                Err(locked) => {
+                    io = true;
+                    rest.start = locked.end;
+                    continue;
+                }
+                Ok(open) => run.end = run.end.min(open.end),
+            }
+            let folio = state.pages.folio_of(run.start);
+            let Some(frame) = state.pages.frame(folio) else { continue };
+            return Turn::Act {
+                action: Action::WriteBack { file, frame, range: run.clone() },
+                file,
+                effect: Effect::WriteBack { range: run.clone(), epoch: state.change_epoch },
+                locks: vec![(file, page_span(&run))],
+            };
+        }
+        match (io, pins) {
+            (true, _) => Turn::Blocked(WaitFor::Io),
+            (_, true) => Turn::Blocked(WaitFor::Pins),
+            _ => Turn::Clear,
+        }
+    }
+
+    /// Lifts the next trap of `range` that nothing needs any more.
+    pub(crate) fn settle(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
+        let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        let mut io = false;
+        for (&map, m) in &state.maps {
+            let trapped: Vec<Range<u64>> =
+                m.trapped.overlaps(clip(&m.range, &page_span(range))).map(|(r, ())| r).collect();
+            for run in trapped {
+                for gap in state.must_trap(&run).gaps(run.clone()) {
+                    match state.unlocked(&gap) {
+                        Err(_) => io = true,
+                        Ok(open) => {
+                            return Turn::Act {
+                                action: Action::Untrap { file, map, range: open.clone() },
+                                file,
+                                effect: Effect::Untrap { map, range: open.clone() },
+                                locks: vec![(file, open)],
+                            };
+                        }
+                    }
+                }
+            }
+        }
+        if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
+    }
+
+    /// Traps the next run of pages of `range` that some mapping still lets through.
+    pub(crate) fn trap(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
+        let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        let mut io = false;
+        for (&map, m) in &state.maps {
+            for gap in m.trapped.gaps(clip(&m.range, &page_span(range))) {
+                match state.unlocked(&gap) {
+                    Err(_) => io = true,
+                    Ok(open) => {
+                        return Turn::Act {
+                            action: Action::Trap { file, map, range: open.clone() },
+                            file,
+                            effect: Effect::Trap { map, range: open.clone() },
+                            locks: vec![(file, open)],
+                        };
+                    }
+                }
+            }
+        }
+        if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
+    }
+
+    /// Gives back the next frame of `range` that serves nothing.
+    pub(crate) fn free(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
+        let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        let mut io = false;
+        for (&folio, f) in state.pages.folios.range(state.pages.folios_of(range)) {
+            let span = state.pages.folio_span(folio);
+            if !state.pages.is_idle(folio) || state.is_pinned(&span) {
+                continue;
+            }
+            if state.busy.intersects(span.clone()) {
+                io = true;
+                continue;
+            }
+            return Turn::Act {
+                action: Action::Free { frame: f.frame, file, folio },
+                file,
+                effect: Effect::Free { folio },
+                locks: vec![(file, span)],
+            };
+        }
+        if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
+    }
+
+    /// The next action towards all pages of the pin being on the device.
+    pub(crate) fn fill(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        let pages = clip(&page_span(&op.range), &(0..state.pages.limit()));
+        let folios = state.pages.folios_of(&pages);
+        let mut folio = op.cursor.max(folios.start);
+        let mut blocked = None;
+        let mut looked = 0;
+        op.cursor = folios.end;
+        while let Some(next) =
+            self.files.get(&op.file).and_then(|f| f.pages.first_not_full(folio, folios.end))
+        {
+            folio = next;
+            let turn = self.fill_folio(key, op, folio, &pages);
+            match turn {
+                Turn::Clear => {}
+                Turn::Blocked(w) => {
+                    op.cursor = op.cursor.min(folio);
+                    // A wait for I/O ends by itself: it is the better news.
+                    blocked = if blocked == Some(WaitFor::Io) { blocked } else { Some(w) };
+                    looked += 1;
+                }
+                other => {
+                    op.cursor = op.cursor.min(folio);
+                    return other;
+                }
+            }
+            // Look ahead as far as helpers can make use of, not over the whole file.
+            if looked == 64 {
+                break;
+            }
+            folio += 1;
+        }
+        blocked.map_or(Turn::Clear, Turn::Blocked)
+    }
+
+    fn fill_folio(&mut self, key: OpKey, op: &Op<E>, folio: u64, pages: &Range<u64>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        let span = clip(pages, &state.pages.folio_span(folio));
+        let Some(frame) = state.pages.frame(folio) else { return self.obtain(key, op, folio) };
+        let mut rest = span;
+        let mut blocked = None;
+        while let Some(run) = state.pages.first_invalid(folio, &rest) {
+            let run = match state.unlocked(&run) {
+                Ok(open) => open,
+                Err(locked) => {
+                    blocked = Some(WaitFor::Io);
+                    rest.start = locked.end;
+                    continue;
+                }
+            };
+            // Stores of another live write pin to other bytes of the page would be overwritten.
+            if let Some(held) =
+                self.files.get(&op.file).and_then(|f| f.page_write_pin(&run, op.pin))
+            {
+                if held.start <= run.start {
+                    blocked = blocked.or(Some(WaitFor::Pins));
+                    rest.start = held.end;
+                    continue;
+                }
+                return self.fetch(op, frame, run.start..held.start);
+            }
+            match state.pages.next_dirty(&run) {
+                // Newer bytes of a page that is otherwise unknown go home before it is fetched.
+                Some(dirty) if page_span(&dirty).start == run.start => {
+                    let page = clip(&run, &page_span(&dirty));
+                    return self.clean(op.file, &page, op.pin, false);
+                }
+                Some(dirty) => return self.fetch(op, frame, run.start..page_span(&dirty).start),
+                None => return self.fetch(op, frame, run),
+            }
+        }
+        blocked.map_or(Turn::Clear, Turn::Blocked)
+    }
+
+    fn fetch(&self, op: &Op<E>, frame: crate::FrameId, mut run: Range<u64>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+        let mut zero = false;
+        if op.mode() == Some(Mode::Overwrite) {
+            // Pages that the pin covers up to their end, or to the end of file.
+            let up = |at: u64| page_span(&(0..at)).end;
+            let end = if op.range.end >= state.pages.bytes() {
+                state.pages.limit()
+            } else {
+                op.range.end & !(crate::PAGE_BYTES - 1)
+            };
+            let whole = clip(&run, &(up(op.range.start)..end.max(up(op.range.start))));
+            if whole.is_empty() {
+            } else if whole.start == run.start {
+                zero = true;
+                run = whole;
+            } else {
+                run.end = whole.start;
+            }
+        }
+        Turn::Act {
+            action: Action::Fetch { file: op.file, frame, range: run.clone(), zero },
+            file: op.file,
+            effect: Effect::Fetch { range: run.clone(), zero, stale: false },
+            locks: vec![(op.file, run)],
+        }
+    }
+
+    /// A frame for a folio: a free one, or another folio's.
+    fn obtain(&mut self, _key: OpKey, op: &Op<E>, folio: u64) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        let span = state.pages.folio_span(folio);
+        if state.busy.intersects(span.clone()) {
+            return Turn::Blocked(WaitFor::Io);
+        }
+        let file = op.file;
+        if self.frames_used < self.budget_frames {
+            self.frames_used += 1;
+            return Turn::Act {
+                action: Action::Allocate { file, folio },
+                file,
+                effect: Effect::Allocate { folio },
+                locks: vec![(file, span)],
+            };
+        }
+        let mut queues = std::mem::take(&mut self.queues);
+        let heat = |f: FileKey, folio| {
+            self.files.get(&f).and_then(|s| s.heat.get(folio)).copied().unwrap_or(0)
+        };
+        let victim = queues.victim(|f, folio, born| self.standing(f, folio, born), heat);
+        self.queues = queues;
+        match victim {
+            Victim::Clean(from, old) => {
+                let Some(victim) = self.files.get_mut(&from) else {
+                    return Turn::Blocked(WaitFor::Io);
+                };
+                let old_span = victim.pages.folio_span(old);
+                self.stats.evicted_bytes += victim.pages.valid_bytes(&old_span);
+                self.stats.evictions += 1;
+                let Some(frame) = victim.pages.remove_folio(old) else {
+                    return Turn::Blocked(WaitFor::Io);
+                };
+                Turn::Act {
+                    action: Action::Steal { frame, from: (from, old), to: (file, folio) },
+                    file,
+                    effect: Effect::Steal { folio, frame },
+                    locks: vec![(file, span), (from, old_span)],
+                }
+            }
+            Victim::Dirty(from, old) => {
+                let Some(victim) = self.files.get(&from) else { return Turn::Blocked(WaitFor::Io) };
+                let old_span = victim.pages.folio_span(old);
+                let turn = match self.clean(from, &old_span, None, true) {
+                    Turn::Clear => self.settle(from, &old_span),
+                    turn => turn,
+                };
+                // Nothing to do for it now means that somebody else is doing it.
+                if matches!(turn, Turn::Clear) { Turn::Blocked(WaitFor::Io) } else { turn }
+            }
+            Victim::Busy => Turn::Blocked(WaitFor::Io),
+            Victim::None => Turn::Blocked(WaitFor::Frames),
+        }
+    }
+
+    pub(crate) fn standing(&self, file: FileKey, folio: u64, born: u64) -> Standing {
+        let Some(state) = self.files.get(&file) else { return Standing::Gone };
+        if state.pages.folios.get(&folio).is_none_or(|f| f.born != born) {
+            return Standing::Gone;
+        }
+        let span = state.pages.folio_span(folio);
+        if state.is_pinned(&span) {
+            Standing::Held
+        } else if state.busy.intersects(span.clone()) {
+            Standing::Busy
+        } else if state.pages.is_dirty(&span) || state.is_trapped(&span) {
+            Standing::Dirty
+        } else {
+            Standing::Clean
+        }
+    }
+}
+
+impl FileState {
+    /// The pages of the first other live write pin that touches pages of `range`.
+    fn page_write_pin(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
+        self.pins
+            .iter()
+            .filter(|(k, p)| p.mode.writes() && Some(**k) != own)
+            .map(|(_, p)| clip(range, &p.pages()))
+            .filter(|r| !r.is_empty())
+            .min_by_key(|r| r.start)
+    }
+}

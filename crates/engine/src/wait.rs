@@ -1,0 +1,128 @@
+//! Who waits for whom: conflicts, fairness, and the proof that waiting can end.
+//!
+//! The one idea: a thread is *stuck* if the request it waits in can only be served after threads
+//! that are stuck. The set of those that are not is the least fixpoint below; a request whose own
+//! thread is not in it is refused instead of queued, so a cycle is broken by whoever would close it.
+
+use std::ops::Range;
+
+use crate::op::{Op, Phase};
+use crate::pages::{clip, page_span};
+use crate::{Engine, OpKey, Owner, Request, WaitFor};
+
+/// Whom a request waits for.
+pub(crate) struct Blockers {
+    owners: Vec<Owner>,
+    /// One of them is enough (a frame from anybody), not all.
+    any: bool,
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    !clip(a, b).is_empty()
+}
+
+impl<E: Clone> Engine<E> {
+    /// Owners of what stands in the way of `op` now, queueing aside.
+    pub(crate) fn blockers(&self, key: OpKey, op: &Op<E>) -> Blockers {
+        let mut owners = Vec::new();
+        let Some(file) = self.files.get(&op.file) else { return Blockers { owners, any: false } };
+        if op.waiting == Some(WaitFor::Frames) {
+            for (_, pin) in
+                self.files.values().flat_map(|f| &f.pins).filter(|(k, _)| Some(**k) != op.pin)
+            {
+                owners.push(pin.owner);
+            }
+            return Blockers { owners, any: true };
+        }
+        let pages = page_span(&op.range);
+        let others = file.pins.iter().filter(|(k, _)| Some(**k) != op.pin).map(|(_, p)| p);
+        match &op.request {
+            Request::Pin { mode, .. } if op.phase <= Phase::Admit => {
+                let clash = |p: &&crate::file::Pin| {
+                    overlap(&p.range, &op.range) && (p.mode.writes() || mode.writes())
+                };
+                owners.extend(others.filter(clash).map(|p| p.owner));
+                let claims = file.claims.iter().filter(|(k, c)| {
+                    **k != key && mode.writes() && overlap(&page_span(&c.range), &pages)
+                });
+                owners.extend(claims.map(|(_, c)| c.owner));
+            }
+            Request::Flush { .. } | Request::Release { .. } => {
+                let dirty = |p: &&crate::file::Pin| {
+                    p.mode.writes() && file.pages.is_dirty(&clip(&p.range, &op.range))
+                };
+                owners.extend(others.filter(dirty).map(|p| p.owner));
+            }
+            Request::Change { resizes, .. } => {
+                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
+                owners.extend(others.filter(writes).map(|p| p.owner));
+                let claims =
+                    file.claims.iter().filter(|(k, c)| **k != key && *resizes && c.resizes);
+                owners.extend(claims.map(|(_, c)| c.owner));
+            }
+            _ => {
+                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
+                owners.extend(others.filter(writes).map(|p| p.owner));
+            }
+        }
+        Blockers { owners, any: false }
+    }
+
+    /// Owners of conflicting requests that came earlier and still wait: they go first.
+    fn ahead(&self, key: OpKey, op: &Op<E>) -> Vec<Owner> {
+        let writes = |o: &Op<E>| !matches!(o.request, Request::Pin { mode, .. } if !mode.writes());
+        let queued = |o: &Op<E>| {
+            matches!(o.request, Request::Pin { .. } | Request::Change { .. })
+                && o.phase == Phase::Admit
+                && o.waiting == Some(WaitFor::Pins)
+        };
+        self.ops
+            .range(..key)
+            .map(|(_, o)| o)
+            .filter(|o| {
+                o.file == op.file
+                    && queued(o)
+                    && overlap(&page_span(&o.range), &page_span(&op.range))
+            })
+            .filter(|o| writes(o) || writes(op))
+            .map(|o| o.owner)
+            .collect()
+    }
+
+    /// Whether `op` could wait for ever for `blockers`.
+    pub(crate) fn is_stuck(&self, op: &Op<E>, blockers: Blockers) -> bool {
+        let mut waiting: Vec<(Owner, Blockers, bool)> = vec![(op.owner, blockers, false)];
+        for (key, other) in &self.ops {
+            if matches!(other.waiting, Some(WaitFor::Pins | WaitFor::Frames)) {
+                waiting.push((other.owner, self.blockers(*key, other), false));
+            }
+        }
+        loop {
+            let free = |owner: &Owner| {
+                owner.is_none() || waiting.iter().all(|(o, _, served)| o != owner || *served)
+            };
+            let next = waiting.iter().position(|(_, b, served)| {
+                let ok = if b.any { b.owners.iter().any(free) } else { b.owners.iter().all(free) };
+                !served && ok
+            });
+            match next {
+                Some(0) => return false,
+                Some(at) => waiting[at].2 = true,
+                None => return true,
+            }
+        }
+    }
+
+    /// Whether a pin or change may be admitted now: `Ok(true)`, has to queue: `Ok(false)`, or would
+    /// queue for ever: `Err`.
+    pub(crate) fn may_enter(&self, key: OpKey, op: &Op<E>) -> Result<bool, ()> {
+        let hard = self.blockers(key, op);
+        if !hard.owners.is_empty() {
+            return if op.patient && self.is_stuck(op, hard) { Err(()) } else { Ok(false) };
+        }
+        let ahead = self.ahead(key, op);
+        // Politeness only: who will not wait, or whom politeness would starve, goes first.
+        let polite = op.patient && !ahead.is_empty();
+        Ok(!polite || self.is_stuck(op, Blockers { owners: ahead, any: false }))
+    }
+}

@@ -1,0 +1,1 @@
+//! The software device: memory, MMU, faults and kernels for learning and testing.
