@@ -412,6 +412,44 @@ impl<E: Clone> Engine<E> {
         self.files.get(&file).and_then(|f| f.pages.frame(folio))
     }
 
+    /// The folios of a range that have frames.
+    #[must_use]
+    pub fn resident_folios(&self, file: FileKey, range: &Range<u64>) -> Vec<u64> {
+        let Some(state) = self.files.get(&file) else { return Vec::new() };
+        state.pages.folios.range(state.pages.folios_of(range)).map(|(folio, _)| *folio).collect()
+    }
+
+    /// Where a pin ends now, in whole pages: a cut below its range counts. 0 if it is gone.
+    #[must_use]
+    pub fn pin_end(&self, pin: PinKey) -> u64 {
+        let held = self.pin_files.get(&pin).and_then(|f| self.files.get(f)?.pins.get(&pin));
+        held.map_or(0, |p| page_span(&(0..p.range.end.min(p.cut.unwrap_or(u64::MAX)))).end)
+    }
+
+    /// The first byte of the range whose CPU accesses through a mapping wait.
+    #[must_use]
+    pub fn first_trapped(&self, file: FileKey, map: MapKey, range: &Range<u64>) -> Option<u64> {
+        let map = self.files.get(&file)?.maps.get(&map)?;
+        map.trapped.overlaps(range.clone()).next().map(|(run, ())| run.start)
+    }
+
+    /// The trapped pages of a mapping inside a range.
+    #[must_use]
+    pub fn trapped(
+        &self,
+        file: FileKey,
+        map: MapKey,
+        range: &Range<u64>,
+    ) -> crate::range::RangeSet {
+        let mut set = crate::range::RangeSet::new();
+        if let Some(map) = self.files.get(&file).and_then(|f| f.maps.get(&map)) {
+            for (run, ()) in map.trapped.overlaps(range.clone()) {
+                set.add(run);
+            }
+        }
+        set
+    }
+
     /// Frames in use, or being allocated or freed.
     #[must_use]
     pub fn frames_used(&self) -> u64 {

@@ -1,1 +1,34 @@
-//! The software device: memory, MMU, faults and kernels for learning and testing.
+//! The software device: a device for learning and testing, and the default where there is no GPU.
+//!
+//! # The one idea
+//!
+//! One byte of atomic state per 4 KiB page is the whole MMU: its permission bits, its dirty bit and
+//! a small reader-writer lock. Whoever touches device memory, a kernel or a copy, does so under the
+//! lock of the page; so permissions cannot change under an access, a dirty mark cannot be lost, and
+//! every slice handed to a closure is exclusive or shared by proof, not by hope.
+//!
+//! # What is true of it and untrue of a GPU
+//!
+//! - Its memory is the host's. It is outside every mapping of the file, and a forked child does not
+//!   inherit it, but the host's caches and memory bandwidth serve both sides.
+//! - It has dirty bits and page faults; most GPUs have neither for us.
+//! - Each access of a page is atomic towards every other; a GPU's is not.
+//! - Attaching and detaching cost nanoseconds; on a GPU they are driver calls.
+//! - Kernels are host closures.
+
+mod address_space;
+mod arena;
+mod config;
+mod device;
+mod fail;
+mod memory;
+mod pacing;
+mod page_state;
+mod stats;
+mod sync;
+mod workers;
+
+pub use config::{ConfigError, SoftConfig};
+pub use device::SoftDevice;
+pub use fail::{FailPoint, UnknownFailPoint};
+pub use stats::SoftStats;

@@ -1,0 +1,99 @@
+//! What a caller may choose.
+
+use std::time::Duration;
+
+/// Settings of a [`Cache`](crate::Cache).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CacheConfig {
+    /// Device memory that the cache may use, in bytes, rounded down to whole frames (at least one).
+    /// `None`: all of the device.
+    pub memory_bytes: Option<u64>,
+    /// Away pages older than this are written back and stay as copies, so that a killed process
+    /// loses at most so much. Default 5 s; `None`: only releases, flushes and touches write back.
+    pub flush_age: Option<Duration>,
+    /// Away bytes that one CPU touch brings home, aligned around it. A power of two from 4 KiB;
+    /// default 64 KiB.
+    pub touch_bytes: u64,
+    /// Threads that copy for one large request, the caller's included. Default: the machine's
+    /// parallelism, at most 8.
+    pub copy_threads: usize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        CacheConfig {
+            memory_bytes: None,
+            flush_age: Some(Duration::from_secs(5)),
+            touch_bytes: 64 << 10,
+            copy_threads: threads,
+        }
+    }
+}
+
+impl CacheConfig {
+    /// With a memory budget in bytes.
+    #[must_use]
+    pub fn memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = Some(bytes);
+        self
+    }
+
+    /// With another flush age; `None` for no flusher.
+    #[must_use]
+    pub fn flush_age(mut self, age: Option<Duration>) -> Self {
+        self.flush_age = age;
+        self
+    }
+
+    /// With another touch granule, in bytes.
+    #[must_use]
+    pub fn touch_bytes(mut self, bytes: u64) -> Self {
+        self.touch_bytes = bytes;
+        self
+    }
+
+    /// With another number of copy threads for one request.
+    #[must_use]
+    pub fn copy_threads(mut self, threads: usize) -> Self {
+        self.copy_threads = threads;
+        self
+    }
+}
+
+/// What the device may do with a pinned range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinMode {
+    /// Load. Read pins of the same bytes share.
+    Read,
+    /// Load and store. Excludes every other pin of its bytes.
+    Write,
+    /// As `Write`, without reading first what is there: pages that the pin covers whole start as
+    /// zeros on the device. What the device does not store to keeps the file's bytes (at the grain
+    /// of pages, where the device has dirty bits).
+    Overwrite,
+}
+
+/// How long a call may wait for pins of others. Copies under way are always waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Until they are released.
+    Block,
+    /// At most so long; then [`Error::TimedOut`](crate::Error::TimedOut).
+    Timeout(Duration),
+    /// Not at all: [`Error::WouldBlock`](crate::Error::WouldBlock).
+    Try,
+}
+
+/// What a release does with the pages that the device stored to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Writes them to the file; they stay on the device as copies.
+    WriteBack,
+    /// Leaves them away: accesses through this cache bring them home when they are needed.
+    ///
+    /// Other descriptors and other processes see the old bytes until then (at most for
+    /// [`flush_age`](CacheConfig::flush_age)).
+    KeepAway,
+}

@@ -1,0 +1,324 @@
+//! CPU mappings.
+//!
+//! A mapping is the kernel's own `MAP_SHARED` mapping of the file as long as its pages are home.
+//! The pages of a live write pin, and those that are away, are *trapped*: an access of them waits
+//! until they are home (see `trap`).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pageferry_engine::range::RangeSet;
+use pageferry_engine::{MapKey, Request};
+use pageferry_linux::{AccessError, FileMap, StoreTracker, Uffd};
+use parking_lot::Mutex;
+
+use crate::perform::map_error;
+use crate::shared::Shared;
+use crate::{Error, File, Result, Wait};
+
+/// A mapping as the engine's actions reach it. Ranges are in bytes of the file.
+pub(crate) struct Mapped {
+    pub(crate) file: pageferry_engine::FileKey,
+    pub(crate) map: FileMap,
+    uffd: Arc<Uffd>,
+    tracker: Option<StoreTracker>,
+    /// Parts that were mapped anew and are not tracked since: any store to them is unseen.
+    untracked: Mutex<RangeSet>,
+}
+
+impl Mapped {
+    fn inside(&self, range: &Range<u64>) -> Range<usize> {
+        let base = self.map.file_offset();
+        (range.start - base) as usize..(range.end - base) as usize
+    }
+
+    pub(crate) fn range(&self) -> Range<u64> {
+        let start = self.map.file_offset();
+        start..start + self.map.len() as u64
+    }
+
+    pub(crate) fn trap(&self, range: &Range<u64>) -> Result<()> {
+        self.map.trap(&self.uffd, self.inside(range)).map_err(map_error)?;
+        self.untracked.lock().add(range.clone());
+        Ok(())
+    }
+
+    /// Replaces a poisoned placeholder page by one that waits.
+    pub(crate) fn trap_again(&self, at: usize) -> Result<()> {
+        self.map.trap(&self.uffd, at..at + 4096).map_err(map_error)
+    }
+
+    pub(crate) fn untrap(&self, range: &Range<u64>) -> Result<()> {
+        self.map.untrap(&self.uffd, self.inside(range)).map_err(map_error)
+    }
+
+    /// The parts of the range stored to since last asked, `None` if nobody can tell. Trapped pages
+    /// must not be asked about; they are left out.
+    pub(crate) fn scan_stores(
+        &self,
+        range: &Range<u64>,
+        trapped: &RangeSet,
+    ) -> Result<Option<Vec<Range<u64>>>> {
+        let Some(tracker) = &self.tracker else { return Ok(None) };
+        let mut stored = Vec::new();
+        for open in trapped.gaps(range.clone()) {
+            let mut untracked = self.untracked.lock();
+            let anew: Vec<_> = untracked.overlaps(open.clone()).map(|(r, ())| r).collect();
+            for part in anew {
+                self.map.track(tracker, self.inside(&part)).map_err(map_error)?;
+                untracked.remove(part.clone());
+                // The scan below reports all of it: nothing of it was ever armed.
+            }
+            drop(untracked);
+            let base = self.map.file_offset();
+            let found = self.map.scan(tracker, self.inside(&open)).map_err(map_error)?;
+            stored.extend(found.iter().map(|r| base + r.start as u64..base + r.end as u64));
+        }
+        Ok(Some(stored))
+    }
+}
+
+impl Shared {
+    pub(crate) fn mapped(&self, map: MapKey) -> Result<Arc<Mapped>> {
+        let gone = || Error::InvalidArgument("the mapping is gone".into());
+        self.maps.read().get(&map).cloned().ok_or_else(gone)
+    }
+}
+
+/// A shared mapping of a range of a file.
+///
+/// - While its pages are home, loads and stores through [`as_ptr`](Map::as_ptr) or
+///   [`load_u64`](Map::load_u64) and the like are the kernel's own, at its speed.
+/// - A touch of a page that is away waits until the page is home, and then has the device's bytes.
+/// - A touch of a page under a live write pin waits for its release. If that can never be (this
+///   thread holds the pin, or one that waits for this thread does), [`read`](Map::read) and
+///   [`write`](Map::write) return [`Error::WouldDeadlock`]; a raw access gets SIGBUS, with the
+///   address in `si_addr`, as does one whose page cannot be brought home (ENOSPC, a lost device).
+/// - A system call that is given such memory waits, too, where the system allows it (`doctor` says);
+///   elsewhere it fails with EFAULT.
+/// - A forked child does not inherit it: touching it there is a SIGSEGV, never zeros.
+///
+/// Rust references to the memory are not handed out: others change it.
+pub struct Map {
+    file: File,
+    key: MapKey,
+    mapped: Arc<Mapped>,
+    live: bool,
+}
+
+impl Map {
+    pub(crate) fn new(file: File, range: Range<u64>, writable: bool) -> Result<Map> {
+        let shared = Arc::clone(&file.handle.cache.shared);
+        if range.start >= range.end || i64::try_from(range.end).is_err() {
+            let what = format!("the range {}..{} cannot be mapped", range.start, range.end);
+            return Err(Error::InvalidArgument(what));
+        }
+        let start = range.start & !4095;
+        let len = usize::try_from(range.end - start)
+            .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
+        let uffd = shared.trap_events()?;
+        let map =
+            FileMap::new(file.handle.backing.io(), start, len, writable).map_err(map_error)?;
+        let tracker = if writable { StoreTracker::open().ok() } else { None };
+        let mut untracked = RangeSet::new();
+        let whole = start..start + map.len() as u64;
+        if let Some(tracker) = &tracker {
+            // Nobody knows the address yet: what the first scan reports is not a store.
+            let armed =
+                map.track(tracker, 0..map.len()).and_then(|()| map.scan(tracker, 0..map.len()));
+            if armed.is_err() {
+                untracked.add(whole.clone());
+            }
+        }
+        let file_key = file.handle.backing.key;
+        let untracked = Mutex::new(untracked);
+        let mapped = Arc::new(Mapped { file: file_key, map, uffd, tracker, untracked });
+        let key = MapKey(mapped.map.as_ptr() as u64);
+        shared.maps.write().insert(key, Arc::clone(&mapped));
+        let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
+        if let Err(refusal) = shared.request(request, Wait::Block) {
+            shared.maps.write().remove(&key);
+            return Err(shared.explain(refusal, &whole, Wait::Block));
+        }
+        Ok(Map { file, key, mapped, live: true })
+    }
+
+    /// Its first byte in the file.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.mapped.map.file_offset()
+    }
+
+    /// Bytes, whole pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.mapped.map.len()
+    }
+
+    /// Never: a mapping has at least a page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Stores are possible.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.mapped.map.is_writable()
+    }
+
+    /// Where it is. Valid until the map is dropped; accesses must tolerate that others change the
+    /// bytes (use volatile or atomic accesses), and get SIGBUS past the end of the file.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapped.map.as_ptr()
+    }
+
+    /// Brings a stretch home that is trapped, so that the access that follows need not wait.
+    fn touch(&self, at: usize, len: usize) -> Result<()> {
+        let shared = &self.file.handle.cache.shared;
+        let file = self.mapped.file;
+        let start = self.offset().saturating_add(at as u64);
+        let range = start..start.saturating_add(len as u64);
+        loop {
+            let trapped = shared.core.lock().engine.first_trapped(file, self.key, &range);
+            let Some(at) = trapped else { return Ok(()) };
+            shared
+                .request(Request::Touch { file, at }, Wait::Block)
+                .map_err(|r| shared.explain(r, &(at..at + 1), Wait::Block))?;
+        }
+    }
+
+    fn retrying(
+        &self,
+        at: usize,
+        len: usize,
+        mut copy: impl FnMut() -> Result<(), AccessError>,
+    ) -> Result<()> {
+        for _ in 0..1000 {
+            self.touch(at, len)?;
+            match copy() {
+                Ok(()) => return Ok(()),
+                Err(AccessError::Fault { at: fault }) => {
+                    let byte = self.offset() + fault as u64;
+                    let file_bytes = self.file.len()?;
+                    if byte & !4095 >= file_bytes {
+                        let start = self.offset() + at as u64;
+                        return Err(Error::PastEof {
+                            range: start..start + len as u64,
+                            file_bytes,
+                        });
+                    }
+                    // Trapped anew in between, where system calls do not wait.
+                }
+                Err(AccessError::Outside { range, len }) => {
+                    return Err(Error::InvalidArgument(format!(
+                        "bytes {}..{} are outside of the mapping of {len} bytes",
+                        range.start, range.end
+                    )));
+                }
+                Err(AccessError::ReadOnly) => return Err(Error::ReadOnly("the mapping".into())),
+                Err(error) => {
+                    return Err(Error::Os { what: error.to_string(), errno: libc::EIO });
+                }
+            }
+        }
+        Err(Error::Os { what: "accessing the mapping".into(), errno: libc::EBUSY })
+    }
+
+    /// Copies bytes out, `at` bytes into the mapping. Never raises a signal; waits like a touch.
+    ///
+    /// # Errors
+    /// [`Error::PastEof`], [`Error::WouldDeadlock`], [`Error::InvalidArgument`], and what bringing
+    /// pages home can fail with.
+    pub fn read(&self, at: usize, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len();
+        self.retrying(at, len, || self.mapped.map.copy_out(at, buf))
+    }
+
+    /// Copies bytes in, `at` bytes into the mapping; otherwise as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`Error::ReadOnly`].
+    pub fn write(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.retrying(at, bytes.len(), || self.mapped.map.copy_in(at, bytes))
+    }
+
+    /// Brings home and makes durable what a range of the mapping holds (`msync(MS_SYNC)`).
+    ///
+    /// # Errors
+    /// As [`File::sync`].
+    pub fn sync(&self, range: Range<usize>) -> Result<()> {
+        let file = self.offset() + range.start as u64..self.offset() + range.end as u64;
+        self.file.flush(file.clone())?;
+        match self.mapped.map.sync(range) {
+            Ok(()) => Ok(()),
+            // msync refuses placeholders of pages that are still under write pins: fsync does not.
+            Err(_) => self.file.sync_range(file),
+        }
+    }
+
+    /// Unmaps. What is away stays away; nothing is lost.
+    ///
+    /// # Errors
+    /// What learning of the last stores can fail with; it is unmapped all the same.
+    pub fn unmap(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.live, false) {
+            return Ok(());
+        }
+        let shared = &self.file.handle.cache.shared;
+        let request = Request::MapOut { file: self.mapped.file, map: self.key };
+        let range = self.mapped.range();
+        match shared.request(request, Wait::Block) {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(shared.explain(refusal, &range, Wait::Block)),
+        }
+    }
+}
+
+macro_rules! atomics {
+    ($($load:ident $store:ident $type:ty;)*) => {
+        /// Single accesses at the speed of memory, as relaxed atomics. They are touches like any
+        /// other: past the end of the file, or in a deadlock with this thread's own pin, SIGBUS.
+        impl Map {
+            $(
+                /// Loads the value `at` bytes into the mapping, aligned to its size.
+                ///
+                /// # Errors
+                /// [`Error::InvalidArgument`] if it is outside or misaligned.
+                #[inline]
+                pub fn $load(&self, at: usize) -> Result<$type> {
+                    self.mapped.map.$load(at).map_err(|e| Error::InvalidArgument(e.to_string()))
+                }
+
+                /// Stores a value `at` bytes into the mapping, aligned to its size.
+                ///
+                /// # Errors
+                /// [`Error::InvalidArgument`] if it is outside or misaligned, or the mapping is
+                /// read-only.
+                #[inline]
+                pub fn $store(&self, at: usize, value: $type) -> Result<()> {
+                    self.mapped.map.$store(at, value).map_err(|e| Error::InvalidArgument(e.to_string()))
+                }
+            )*
+        }
+    };
+}
+
+atomics! {
+    load_u8 store_u8 u8;
+    load_u32 store_u32 u32;
+    load_u64 store_u64 u64;
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "unmapping failed");
+        }
+    }
+}

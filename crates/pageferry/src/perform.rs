@@ -1,0 +1,261 @@
+//! Performing the engine's actions: the only place where bytes move.
+
+use std::io;
+use std::ops::Range;
+
+use pageferry_device::{Access, DeviceError, Dirty, FrameId, FrameSpan, TransferError};
+use pageferry_engine::{Action, Class, FileKey, Observed, Reply, Stamp};
+use pageferry_linux::{HostFile, MapError};
+
+use crate::backing::Backing;
+use crate::shared::{Change, Shared};
+use crate::{Error, Result};
+
+/// A failure with what the engine must know of it.
+struct Failure {
+    class: Class,
+    error: Error,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let class = match &error {
+            Error::Device(DeviceError::Lost) => Class::DeviceLost,
+            Error::Device(DeviceError::Full { .. }) => Class::NoFrame,
+            Error::OutOfVmas { .. } => Class::OutOfVmas,
+            _ => Class::Other,
+        };
+        Failure { class, error }
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Failure {
+        Error::Device(error).into()
+    }
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
+    Error::File { what, range: range.clone(), errno: errno(error) }
+}
+
+fn transfer_error(what: &'static str, range: &Range<u64>, error: TransferError) -> Failure {
+    match error {
+        TransferError::Device(error) => error.into(),
+        TransferError::Host(error) => file_error(what, range, &error).into(),
+    }
+}
+
+pub(crate) fn map_error(error: MapError) -> Error {
+    match error {
+        MapError::OutOfVmas { max_map_count } => Error::OutOfVmas { max_map_count },
+        MapError::ReadOnlyFile => Error::ReadOnly("the file".into()),
+        MapError::Invalid(what) => Error::InvalidArgument(what),
+        MapError::Os(error) => Error::Os { what: "mapping the file".into(), errno: errno(&error) },
+    }
+}
+
+fn observe(io: &HostFile) -> Result<Observed> {
+    let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
+    Ok(Observed { bytes: seen.bytes, stamp: Stamp { mtime: seen.mtime, ctime: seen.ctime } })
+}
+
+impl Backing {
+    pub(crate) fn observe(&self) -> Result<Observed> {
+        observe(&self.io())
+    }
+}
+
+impl Shared {
+    /// Performs one action; blocks for as long as the copy or the call takes.
+    pub(crate) fn perform(&self, action: &Action, change: &mut Option<Change<'_>>) -> Reply<Error> {
+        self.attempt(action, change)
+            .unwrap_or_else(|Failure { class, error }| Reply::Failed { class, error })
+    }
+
+    fn attempt(
+        &self,
+        action: &Action,
+        change: &mut Option<Change<'_>>,
+    ) -> Result<Reply<Error>, Failure> {
+        match action {
+            Action::Observe { file } => Ok(Reply::Observed(self.backing(*file)?.observe()?)),
+            Action::ScanStores { file, map, range } => {
+                let trapped = self.core.lock().engine.trapped(*file, *map, range);
+                Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range, &trapped)?))
+            }
+            Action::Trap { map, range, .. } => {
+                self.mapped(*map)?.trap(range)?;
+                Ok(Reply::Done)
+            }
+            Action::Untrap { map, range, .. } => {
+                self.mapped(*map)?.untrap(range)?;
+                Ok(Reply::Done)
+            }
+            Action::Allocate { file, folio } => self.allocate(*file, *folio),
+            Action::Steal { frame, from, to } => {
+                self.detach(from.0, from.1)?;
+                self.attach(*frame, to.0, to.1)?;
+                Ok(Reply::Done)
+            }
+            Action::Free { frame, file, folio } => {
+                self.detach(*file, *folio)?;
+                self.device.free_frame(device_frame(*frame));
+                Ok(Reply::Done)
+            }
+            Action::Fetch { file, frame, range, zero } => self.fetch(*file, *frame, range, *zero),
+            Action::WriteBack { file, frame, range } => self.write_back(*file, *frame, range),
+            Action::TakeDirty { file, range } => self.take_dirty(*file, range),
+            Action::Hide { file, range } => self.hide(*file, range),
+            Action::Change { file } => {
+                let io = self.backing(*file)?.io();
+                let before = observe(&io)?;
+                let made = match change {
+                    Some(change) => change(&io),
+                    None => Err(Error::Unsupported("a change without its call".into())),
+                };
+                Ok(Reply::Changed { before, after: observe(&io)?, error: made.err() })
+            }
+            Action::MapIn { map, traps, .. } => {
+                let mapped = self.mapped(*map)?;
+                for trap in traps {
+                    mapped.trap(trap)?;
+                }
+                Ok(Reply::Done)
+            }
+            Action::MapOut { map, .. } => {
+                self.maps.write().remove(map);
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    fn span(&self, frame: FrameId, range: &Range<u64>) -> FrameSpan {
+        let offset = range.start % self.info.frame_bytes;
+        FrameSpan { frame, offset, len: range.end - range.start }
+    }
+
+    fn allocate(&self, file: FileKey, folio: u64) -> Result<Reply<Error>, Failure> {
+        let frame = self.device.alloc_frame()?;
+        self.attach(engine_frame(frame), file, folio)?;
+        Ok(Reply::Frame(engine_frame(frame)))
+    }
+
+    /// Attaches a frame; one that cannot be attached goes back to the device.
+    fn attach(
+        &self,
+        frame: pageferry_engine::FrameId,
+        file: FileKey,
+        folio: u64,
+    ) -> Result<(), Failure> {
+        let place = self.backing(file)?;
+        let at = folio * self.info.frame_bytes;
+        let attached = place
+            .reserve(&*self.device, at)
+            .and_then(|addr| self.device.attach(addr, device_frame(frame)));
+        attached.map_err(|error| {
+            self.device.free_frame(device_frame(frame));
+            error.into()
+        })
+    }
+
+    fn detach(&self, file: FileKey, folio: u64) -> Result<(), Failure> {
+        if let Some(addr) = self.backing(file)?.addr(folio * self.info.frame_bytes) {
+            self.device.detach(addr);
+        }
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        file: FileKey,
+        frame: pageferry_engine::FrameId,
+        range: &Range<u64>,
+        zero: bool,
+    ) -> Result<Reply<Error>, Failure> {
+        let backing = self.backing(file)?;
+        let span = self.span(device_frame(frame), range);
+        let mut short = false;
+        if zero {
+            self.device.zero(span)?;
+        } else {
+            let known = self.core.lock().engine.file_bytes(file).unwrap_or(0);
+            let io = backing.io();
+            let mut at = range.start;
+            let mut source = |piece: &mut [u8]| {
+                let got = io.read_at(piece, at)?;
+                piece[got..].fill(0);
+                // Zeros past the end are right; an end before the one we know is news.
+                short |= at + (got as u64) < known.min(at + piece.len() as u64);
+                at += piece.len() as u64;
+                Ok(())
+            };
+            let filled = self.device.fill(span, &mut source);
+            filled.map_err(|e| transfer_error("read", range, e))?;
+        }
+        if let Some(addr) = backing.addr(range.start) {
+            self.device.protect(addr, span.len, Some(Access::Read))?;
+        }
+        Ok(Reply::Fetched { short })
+    }
+
+    fn write_back(
+        &self,
+        file: FileKey,
+        frame: pageferry_engine::FrameId,
+        range: &Range<u64>,
+    ) -> Result<Reply<Error>, Failure> {
+        let io = self.backing(file)?.io();
+        let before = observe(&io)?;
+        let inside = range.start..range.end.min(before.bytes);
+        if inside.start < inside.end {
+            let mut at = inside.start;
+            let mut sink = |piece: &[u8]| {
+                io.write_at(piece, at)?;
+                at += piece.len() as u64;
+                Ok(())
+            };
+            let drained = self.device.drain(self.span(device_frame(frame), &inside), &mut sink);
+            drained.map_err(|e| transfer_error("write-back", range, e))?;
+        }
+        Ok(Reply::WroteBack { before, after: observe(&io)? })
+    }
+
+    fn take_dirty(&self, file: FileKey, range: &Range<u64>) -> Result<Reply<Error>, Failure> {
+        let mut stored = Vec::new();
+        for (addr, piece) in self.backing(file)?.pieces(range) {
+            match self.device.take_dirty(addr, piece.end - piece.start)? {
+                Dirty::Unknown => return Ok(Reply::Dirty(None)),
+                Dirty::Pages(runs) => {
+                    stored.extend(runs.iter().map(|r| piece.start + r.start..piece.start + r.end));
+                }
+            }
+        }
+        Ok(Reply::Dirty(Some(stored)))
+    }
+
+    fn hide(&self, file: FileKey, range: &Range<u64>) -> Result<Reply<Error>, Failure> {
+        let backing = self.backing(file)?;
+        let frame = self.info.frame_bytes;
+        let folios = self.core.lock().engine.resident_folios(file, range);
+        for folio in folios {
+            let start = (folio * frame).max(range.start);
+            if let Some(addr) = backing.addr(start) {
+                self.device.protect(addr, (folio + 1) * frame - start, None)?;
+            }
+        }
+        Ok(Reply::Done)
+    }
+}
+
+fn engine_frame(frame: FrameId) -> pageferry_engine::FrameId {
+    pageferry_engine::FrameId(frame.0)
+}
+
+fn device_frame(frame: pageferry_engine::FrameId) -> FrameId {
+    FrameId(frame.0)
+}

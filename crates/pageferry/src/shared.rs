@@ -1,0 +1,241 @@
+//! The heart of a cache: the engine under its lock, and the loop that drives requests through it.
+//!
+//! The data's way: a public call becomes a request; [`Shared::drive`] polls it; each action is
+//! performed by [`perform`](crate::perform) without the lock; its reply goes back into the engine.
+//! Nothing else changes state, and nothing is called back.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use pageferry_device::{Device, DeviceInfo};
+use pageferry_engine::{
+    Action, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Request, Step, WaitFor,
+};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::backing::Backing;
+use crate::map::Mapped;
+use crate::trap::{Fault, TrapService};
+use crate::{CacheConfig, Error, Result, Wait};
+
+/// What the lock protects.
+pub(crate) struct Core {
+    pub(crate) engine: Engine<Error>,
+    /// CPU accesses that wait, as the event reader found them.
+    pub(crate) faults: VecDeque<Fault>,
+    /// The service threads shall end.
+    pub(crate) stopping: bool,
+}
+
+/// Everything that the parts of one cache share.
+pub(crate) struct Shared {
+    pub(crate) core: Mutex<Core>,
+    /// The engine's state changed, a fault came in, or the cache is stopping.
+    pub(crate) changed: Condvar,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) info: DeviceInfo,
+    pub(crate) config: CacheConfig,
+    pub(crate) budget_frames: u64,
+    pub(crate) files: RwLock<HashMap<FileKey, Arc<Backing>>>,
+    pub(crate) maps: RwLock<HashMap<MapKey, Arc<Mapped>>>,
+    /// Started with the first mapping.
+    pub(crate) traps: Mutex<Option<TrapService>>,
+    pub(crate) tally: Tally,
+    started: Instant,
+}
+
+/// Counters of what happens outside the engine.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) touches: AtomicU64,
+    pub(crate) refused_touches: AtomicU64,
+    pub(crate) device_faults: AtomicU64,
+    pub(crate) failed_releases: AtomicU64,
+    pub(crate) flusher_runs: AtomicU64,
+    pub(crate) flusher_failures: AtomicU64,
+    pub(crate) lost_bytes: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// The system call inside a `Change` or `Resize`.
+pub(crate) type Change<'a> = &'a mut (dyn FnMut(&pageferry_linux::HostFile) -> Result<()> + Send);
+
+/// From this many bytes on a request gets helpers: below, starting a thread costs more than it saves.
+const HELP_BYTES: u64 = 8 << 20;
+
+impl Shared {
+    pub(crate) fn new(device: Arc<dyn Device>, config: CacheConfig, budget_frames: u64) -> Shared {
+        let info = device.info();
+        let engine = Engine::new(pageferry_engine::Config {
+            frame_bytes: info.frame_bytes,
+            budget_frames,
+            touch_bytes: config.touch_bytes,
+        });
+        Shared {
+            core: Mutex::new(Core { engine, faults: VecDeque::new(), stopping: false }),
+            changed: Condvar::new(),
+            device,
+            info,
+            config,
+            budget_frames,
+            files: RwLock::new(HashMap::new()),
+            maps: RwLock::new(HashMap::new()),
+            traps: Mutex::new(None),
+            tally: Tally::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The clock for the age of away pages: milliseconds since the cache was opened.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn backing(&self, file: FileKey) -> Result<Arc<Backing>> {
+        let gone = || Error::InvalidArgument("the file is closed".into());
+        self.files.read().get(&file).cloned().ok_or_else(gone)
+    }
+
+    /// Submits a request in the name of the calling thread and sees it through.
+    pub(crate) fn request(&self, request: Request, wait: Wait) -> Result<Outcome, Refusal<Error>> {
+        self.request_as(request, Some(pageferry_linux::current_tid()), wait, None)
+    }
+
+    /// As [`request`](Self::request), for a given owner and with the change to make.
+    pub(crate) fn request_as(
+        &self,
+        request: Request,
+        owner: Owner,
+        wait: Wait,
+        change: Option<Change<'_>>,
+    ) -> Result<Outcome, Refusal<Error>> {
+        let deadline = match wait {
+            Wait::Timeout(limit) => Instant::now().checked_add(limit),
+            Wait::Block | Wait::Try => None,
+        };
+        let op = self.core.lock().engine.submit(request, owner, wait != Wait::Try);
+        self.drive(op, deadline, change)
+    }
+
+    fn drive(
+        &self,
+        op: OpKey,
+        deadline: Option<Instant>,
+        mut change: Option<Change<'_>>,
+    ) -> Result<Outcome, Refusal<Error>> {
+        let ended = Mutex::new(None);
+        let helpers = self.config.copy_threads.saturating_sub(1);
+        let mut bytes = 0;
+        // Alone until it is clear that there is much to copy.
+        while bytes < HELP_BYTES || helpers == 0 {
+            match self.advance(op, deadline, &mut change, &ended) {
+                Some(copied) => bytes += copied,
+                None => return outcome(ended),
+            }
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|| while self.advance(op, None, &mut None, &ended).is_some() {});
+            }
+            while self.advance(op, deadline, &mut change, &ended).is_some() {}
+        });
+        outcome(ended)
+    }
+
+    /// One step of a request, possibly beside other threads that help. `None` when it has ended;
+    /// otherwise the bytes that the step copied.
+    fn advance(
+        &self,
+        op: OpKey,
+        deadline: Option<Instant>,
+        change: &mut Option<Change<'_>>,
+        ended: &Mutex<Option<Result<Outcome, Refusal<Error>>>>,
+    ) -> Option<u64> {
+        let mut core = self.core.lock();
+        if ended.lock().is_some() {
+            return None;
+        }
+        let step = core.engine.poll(op, self.now());
+        if core.engine.take_changed() {
+            self.changed.notify_all();
+        }
+        match step {
+            Step::Done(result) => {
+                *ended.lock() = Some(result);
+                self.changed.notify_all();
+                None
+            }
+            Step::Do(key, action) => {
+                drop(core);
+                let reply = self.perform(&action, change);
+                let mut core = self.core.lock();
+                core.engine.complete(key, reply);
+                core.engine.take_changed();
+                self.changed.notify_all();
+                Some(match &action {
+                    Action::Fetch { range, .. } | Action::WriteBack { range, .. } => {
+                        range.end - range.start
+                    }
+                    _ => 0,
+                })
+            }
+            Step::Wait(WaitFor::Io) => {
+                self.changed.wait(&mut core);
+                Some(0)
+            }
+            Step::Wait(WaitFor::Pins | WaitFor::Frames) => {
+                match deadline {
+                    Some(at) if self.changed.wait_until(&mut core, at).timed_out() => {
+                        core.engine.time_out(op);
+                    }
+                    Some(_) => {}
+                    None => self.changed.wait(&mut core),
+                }
+                Some(0)
+            }
+        }
+    }
+
+    /// Turns a refusal into the error that the caller sees.
+    pub(crate) fn explain(&self, refusal: Refusal<Error>, range: &Range<u64>, wait: Wait) -> Error {
+        let range = range.clone();
+        let frame = self.info.frame_bytes;
+        match refusal {
+            Refusal::BadRange => Error::InvalidArgument(format!(
+                "the range {}..{} is empty or wraps",
+                range.start, range.end
+            )),
+            Refusal::PastEof { file_bytes } => Error::PastEof { range, file_bytes },
+            Refusal::WouldBlock => Error::WouldBlock { range },
+            Refusal::TimedOut => Error::TimedOut {
+                range,
+                waited: match wait {
+                    Wait::Timeout(limit) => limit,
+                    Wait::Block | Wait::Try => std::time::Duration::ZERO,
+                },
+            },
+            Refusal::WouldDeadlock => Error::WouldDeadlock { range },
+            Refusal::Full { needed_frames, pinned_frames } => Error::DeviceFull {
+                needed_bytes: needed_frames * frame,
+                budget_bytes: self.budget_frames * frame,
+                pinned_bytes: pinned_frames * frame,
+            },
+            Refusal::Gone => Error::InvalidArgument("the file is closed or still in use".into()),
+            Refusal::Failed(error) => error,
+        }
+    }
+}
+
+fn outcome(
+    ended: Mutex<Option<Result<Outcome, Refusal<Error>>>>,
+) -> Result<Outcome, Refusal<Error>> {
+    ended.into_inner().unwrap_or(Err(Refusal::Gone))
+}

@@ -1,0 +1,189 @@
+//! Serving CPU accesses that wait.
+//!
+//! Two threads per cache, from its first mapping on. The *reader* reads events and does nothing
+//! else: a move of a placeholder (a trap) blocks until its event is read, so it must never wait for
+//! anything that moves. The *toucher* turns each fault into a `Touch` request and drives all of them
+//! at once: one that waits for a pin does not hold up the others.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use pageferry_engine::{OpKey, Request, Step};
+use pageferry_linux::{Event, Stop, Uffd, in_system_call, send_sigbus};
+
+use crate::map::Mapped;
+use crate::shared::{Shared, Tally};
+use crate::{Error, Result};
+
+/// A CPU access that waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) addr: usize,
+    pub(crate) tid: Option<u32>,
+}
+
+/// The threads.
+pub(crate) struct TrapService {
+    uffd: Arc<Uffd>,
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A fault being served.
+struct Touching {
+    op: OpKey,
+    fault: Fault,
+    mapped: Arc<Mapped>,
+}
+
+impl TrapService {
+    /// Ends both threads. No mapping may be left.
+    pub(crate) fn stop(self) {
+        self.stop.stop();
+        for thread in self.threads {
+            // They do not panic; if one did, its message was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The event source for mappings, started if it is not running.
+    pub(crate) fn trap_events(self: &Arc<Self>) -> Result<Arc<Uffd>> {
+        let mut service = self.traps.lock();
+        if let Some(service) = &*service {
+            return Ok(Arc::clone(&service.uffd));
+        }
+        let uffd = Arc::new(Uffd::open().map_err(|e| Error::Unsupported(e.to_string()))?);
+        let os = |e: &std::io::Error| crate::cache::os_error("starting the trap service", e);
+        let stop = Arc::new(Stop::new().map_err(|e| os(&e))?);
+        let mut threads = Vec::new();
+        let mut start = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+            thread.map(|t| threads.push(t)).map_err(|e| os(&e))
+        };
+        let (shared, events, halt) = (Arc::clone(self), Arc::clone(&uffd), Arc::clone(&stop));
+        start("pageferry-events", Box::new(move || shared.read_events(&events, &halt)))?;
+        let shared = Arc::clone(self);
+        start("pageferry-touch", Box::new(move || shared.serve_touches()))?;
+        *service = Some(TrapService { uffd: Arc::clone(&uffd), stop, threads });
+        Ok(uffd)
+    }
+
+    fn read_events(&self, uffd: &Uffd, stop: &Stop) {
+        let mut events = Vec::new();
+        loop {
+            match uffd.wait_events(stop, &mut events) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "reading userfaultfd events failed");
+                    return;
+                }
+            }
+            let faults = events.drain(..).filter_map(|event| match event {
+                Event::Fault { addr, tid, .. } => Some(Fault { addr, tid }),
+                Event::Remap | Event::Other => None,
+            });
+            let mut core = self.core.lock();
+            let known = core.faults.len();
+            core.faults.extend(faults);
+            if core.faults.len() > known {
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn serve_touches(&self) {
+        let mut serving: Vec<Touching> = Vec::new();
+        loop {
+            let mut core = self.core.lock();
+            if core.stopping && core.faults.is_empty() && serving.is_empty() {
+                return;
+            }
+            while let Some(fault) = core.faults.pop_front() {
+                let found = self.maps.read().values().find(|m| holds(m, fault.addr)).cloned();
+                // No mapping of ours any more: whoever waits there finds out by retrying.
+                let Some(mapped) = found else { continue };
+                let at = mapped.range().start + (fault.addr - mapped.map.as_ptr() as usize) as u64;
+                let touch = Request::Touch { file: mapped.file, at };
+                let op = core.engine.submit(touch, fault.tid, true);
+                serving.push(Touching { op, fault, mapped });
+            }
+            let mut idle = true;
+            let mut at = 0;
+            while at < serving.len() {
+                match core.engine.poll(serving[at].op, self.now()) {
+                    Step::Do(key, action) => {
+                        idle = false;
+                        drop(core);
+                        let reply = self.perform(&action, &mut None);
+                        core = self.core.lock();
+                        core.engine.complete(key, reply);
+                        self.changed.notify_all();
+                    }
+                    Step::Wait(_) => at += 1,
+                    Step::Done(result) => {
+                        idle = false;
+                        let done = serving.swap_remove(at);
+                        drop(core);
+                        self.resolve(
+                            &done,
+                            result.err().map(|r| self.explain(r, &(0..0), crate::Wait::Block)),
+                        );
+                        core = self.core.lock();
+                    }
+                }
+            }
+            if core.engine.take_changed() {
+                self.changed.notify_all();
+            }
+            if idle && core.faults.is_empty() && !core.stopping {
+                self.changed.wait(&mut core);
+            }
+        }
+    }
+
+    /// The page is home, or never will be for this thread.
+    fn resolve(&self, done: &Touching, error: Option<Error>) {
+        let Touching { fault, mapped, .. } = done;
+        Tally::add(&self.tally.touches, 1);
+        let at = fault.addr - mapped.map.as_ptr() as usize;
+        let uffd = self.traps.lock().as_ref().map(|s| Arc::clone(&s.uffd));
+        let Some(uffd) = uffd else { return };
+        let Some(error) = error else {
+            if let Err(error) = mapped.map.wake(&uffd, at) {
+                tracing::error!(%error, "waking the waiters of a page failed");
+            }
+            return;
+        };
+        Tally::add(&self.tally.refused_touches, 1);
+        let addr = fault.addr;
+        tracing::warn!(addr, %error, "a CPU touch is refused");
+        let Some(tid) = fault.tid else { return self.retry_later(mapped, &uffd, at) };
+        if in_system_call(tid) == Some(true) && uffd.poison(addr, 4096).is_ok() {
+            // The call has failed; others that touch the page shall wait again.
+            if let Err(error) = mapped.trap_again(at) {
+                tracing::error!(%error, "a poisoned page stays so until its pin is released");
+            }
+            return;
+        }
+        if send_sigbus(tid, addr).is_err() {
+            // The thread is gone: another may wait for the same page.
+            self.retry_later(mapped, &uffd, at);
+        }
+    }
+
+    /// Without a thread to tell, all waiters try again, and wait again.
+    fn retry_later(&self, mapped: &Mapped, uffd: &Uffd, at: usize) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        if let Err(error) = mapped.map.wake(uffd, at) {
+            tracing::error!(%error, "waking the waiters of a page failed");
+        }
+    }
+}
+
+fn holds(mapped: &Mapped, addr: usize) -> bool {
+    let base = mapped.map.as_ptr() as usize;
+    (base..base + mapped.map.len()).contains(&addr)
+}

@@ -1,0 +1,12 @@
+//! The atomics that the page lock is made of: the standard ones, or loom's under its model checker.
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    sync::atomic::{AtomicU8, Ordering},
+    thread::yield_now,
+};
+#[cfg(not(loom))]
+pub(crate) use std::{
+    sync::atomic::{AtomicU8, Ordering},
+    thread::yield_now,
+};
