@@ -293,7 +293,12 @@ impl<E: Clone> Engine<E> {
             Request::Release { .. } | Request::Change { .. } | Request::Close { .. } => false,
             _ => true,
         };
-        let turn = self.clean(op.file, &op.range, op.pin, skip);
+        // A change drops whole pages of copies: their other dirty bytes go home with the range's.
+        let range = match &op.request {
+            Request::Change { .. } => page_span(&op.range),
+            _ => op.range.clone(),
+        };
+        let turn = self.clean(op.file, &range, op.pin, skip);
         if matches!(turn, Turn::Clear) && op.inflight == 0 {
             match &op.request {
                 Request::Release { .. } => self.end_pin(op),
@@ -362,6 +367,17 @@ impl<E: Clone> Engine<E> {
                     Action::MapIn { file, map, range: range.clone(), traps: traps.clone() };
                 let lock = vec![(file, range.clone())];
                 (action, Effect::MapIn { map, range, writable, traps }, lock)
+            }
+            Request::Expel { map, at, .. } => {
+                let page = page_span(&op.range);
+                let trapped = |m: &crate::file::Map| m.trapped.intersects(page.clone());
+                if !state.maps.get(&map).is_some_and(trapped) {
+                    return Turn::Clear;
+                }
+                if state.busy.intersects(page.clone()) {
+                    return Turn::Blocked(WaitFor::Io);
+                }
+                (Action::Expel { file, map, at }, Effect::Expel, vec![(file, page)])
             }
             Request::MapOut { map, .. } => {
                 if state.busy.intersects(op.range.clone()) {

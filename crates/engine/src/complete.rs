@@ -154,7 +154,7 @@ impl<E: Clone> Engine<E> {
                     state.maps.remove(&map);
                 }
             }
-            (Effect::Hide, Reply::Done) => {}
+            (Effect::Hide | Effect::Expel, Reply::Done) => {}
             (effect, _) => debug_assert!(false, "reply does not fit {effect:?}"),
         }
     }

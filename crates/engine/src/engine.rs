@@ -103,7 +103,9 @@ impl<E: Clone> Engine<E> {
                 (file, held.map_or(0..0, |p| p.range.clone()))
             }
             Request::Resize { file, bytes } => (*file, *bytes & !(PAGE_BYTES - 1)..u64::MAX),
-            Request::Touch { file, at } => (*file, *at..at.saturating_add(1)),
+            Request::Touch { file, at } | Request::Expel { file, at, .. } => {
+                (*file, *at..at.saturating_add(1))
+            }
             Request::MapOut { file, map } => {
                 let map = self.files.get(file).and_then(|f| f.maps.get(map));
                 (*file, map.map_or(0..0, |m| m.range.clone()))
@@ -318,6 +320,9 @@ impl<E: Clone> Engine<E> {
             Request::Pin { .. } => {
                 self.stats.pins += 1;
                 let Some(pin) = op.pin else { return Err(Refusal::Gone) };
+                let held = self.files.get_mut(&op.file).and_then(|f| f.pins.get_mut(&pin));
+                let Some(held) = held else { return Err(Refusal::Gone) };
+                held.granted = true;
                 Outcome::Pinned(pin)
             }
             Request::Release { .. } => {
@@ -361,6 +366,7 @@ impl<E: Clone> Engine<E> {
                 range: op.range.clone(),
                 mode,
                 owner: op.owner,
+                granted: false,
                 cut: None,
                 stored: Default::default(),
                 zeroed: Default::default(),
@@ -532,7 +538,7 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
         (Request::Change { .. }, Clean) => Perform,
         (Request::Resize { .. }, Perform) => Tidy,
         (Request::MapOut { .. }, Scan) => Perform,
-        (Request::MapIn { .. } | Request::MapOut { .. }, Perform) => End,
+        (Request::MapIn { .. } | Request::MapOut { .. } | Request::Expel { .. }, Perform) => End,
         (_, Clean | Perform | Tidy) => Settle,
         (Request::Touch { .. }, Settle) => End,
         (_, Settle) => Free,

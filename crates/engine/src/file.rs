@@ -13,6 +13,8 @@ pub(crate) struct Pin {
     pub(crate) range: Range<u64>,
     pub(crate) mode: Mode,
     pub(crate) owner: Owner,
+    /// Filled: the device may be using it.
+    pub(crate) granted: bool,
     /// The lowest size of the file since: bytes from there on are not written back any more.
     pub(crate) cut: Option<u64>,
     /// Pages that the device was seen to have stored to and that are not yet marked dirty.

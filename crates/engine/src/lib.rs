@@ -35,6 +35,7 @@
 //! Flush    Clean → Settle → End          Touch   Admit → Clean → Settle → End
 //! Evict    Clean → Settle → Free → End   Query   TakeDirty → End
 //! MapIn    Perform → End                 MapOut  Scan → Perform → End
+//! Expel    Perform → End
 //! ```
 //! A request that is refused on its way goes through `Settle → Free` first: nothing of it remains.
 //!

@@ -84,7 +84,9 @@ impl<E> Op<E> {
             Request::Pin { .. } => Phase::Observe,
             Request::Release { .. } => Phase::TakeDirty,
             Request::Change { .. } | Request::Touch { .. } => Phase::Admit,
-            Request::Resize { .. } | Request::MapIn { .. } => Phase::Perform,
+            Request::Resize { .. } | Request::MapIn { .. } | Request::Expel { .. } => {
+                Phase::Perform
+            }
             Request::Flush { .. } | Request::Evict { .. } | Request::Close { .. } => Phase::Clean,
             Request::MapOut { .. } => Phase::Scan,
             Request::Query { .. } => Phase::TakeDirty,
@@ -142,6 +144,7 @@ pub(crate) enum Effect {
     WriteBack { range: Range<u64>, epoch: u64 },
     TakeDirty { range: Range<u64> },
     Hide,
+    Expel,
     Change { epoch: u64 },
     MapIn { map: MapKey, range: Range<u64>, writable: bool, traps: Vec<Range<u64>> },
     MapOut { map: MapKey },

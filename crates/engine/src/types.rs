@@ -130,6 +130,15 @@ pub enum Request {
         /// The byte touched.
         at: u64,
     },
+    /// A CPU access of a trapped page that cannot be served: end its waiting with an error.
+    Expel {
+        /// Which file.
+        file: FileKey,
+        /// The mapping it goes through.
+        map: MapKey,
+        /// The byte touched.
+        at: u64,
+    },
     /// A new CPU mapping.
     MapIn {
         /// Which file.
@@ -344,6 +353,16 @@ pub enum Action {
     Change {
         /// Which file.
         file: FileKey,
+    },
+    /// End the waiting for one trapped page with an error, then trap it anew. Reply:
+    /// [`Reply::Done`].
+    Expel {
+        /// Which file.
+        file: FileKey,
+        /// Which mapping.
+        map: MapKey,
+        /// The page.
+        at: u64,
     },
     /// Create the mapping with these pages trapped from the start. Reply: [`Reply::Done`].
     MapIn {

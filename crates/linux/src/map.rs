@@ -182,6 +182,15 @@ impl FileMap {
         Ok(())
     }
 
+    /// Ends the waiting of whoever waits for a trapped page with an error; the page stays an error
+    /// until it is trapped anew or untrapped.
+    ///
+    /// # Errors
+    /// The system's; kernels before 6.6 lack it.
+    pub fn poison(&self, uffd: &Uffd, at: usize) -> io::Result<()> {
+        uffd.poison(self.base + at / PAGE * PAGE, PAGE)
+    }
+
     /// Lets the waiters of a page try again.
     ///
     /// # Errors
@@ -261,7 +270,7 @@ impl FileMap {
     pub fn copy_out(&self, at: usize, buf: &mut [u8]) -> Result<(), AccessError> {
         self.bounds(at, buf.len())?;
         let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        self.transfer(at, local, libc::SYS_process_vm_readv)
+        self.transfer(at, local, Direction::Out)
     }
 
     /// Copies into the mapping without ever raising a signal; otherwise as
@@ -276,15 +285,11 @@ impl FileMap {
         }
         let local =
             libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        self.transfer(at, local, libc::SYS_process_vm_writev)
+        self.transfer(at, local, Direction::In)
     }
 
-    fn transfer(
-        &self,
-        at: usize,
-        local: libc::iovec,
-        call: libc::c_long,
-    ) -> Result<(), AccessError> {
+    fn transfer(&self, at: usize, local: libc::iovec, call: Direction) -> Result<(), AccessError> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
         let mut done = 0;
         while done < local.iov_len {
             // One page-bounded megabyte at a time: a partial count then tells where it stopped.
@@ -296,7 +301,14 @@ impl FileMap {
             // the call; `far` lies in our mapping (checked), of which no Rust reference exists; the
             // kernel copies and reports faults as errors.
             let n = unsafe {
-                libc::syscall(call, std::process::id(), &raw const near, 1, &raw const far, 1, 0)
+                match call {
+                    Direction::Out => {
+                        libc::process_vm_readv(pid, &raw const near, 1, &raw const far, 1, 0)
+                    }
+                    Direction::In => {
+                        libc::process_vm_writev(pid, &raw const near, 1, &raw const far, 1, 0)
+                    }
+                }
             };
             match usize::try_from(n) {
                 Ok(0) => return Err(AccessError::Fault { at: at + done }),
@@ -377,6 +389,13 @@ atomics! {
     load_u8 store_u8 u8, AtomicU8;
     load_u32 store_u32 u32, AtomicU32;
     load_u64 store_u64 u64, AtomicU64;
+}
+
+/// The direction of a copy between a mapping and a buffer.
+#[derive(Clone, Copy)]
+enum Direction {
+    Out,
+    In,
 }
 
 fn prot(writable: bool) -> ProtFlags {

@@ -231,7 +231,13 @@ impl Uffd {
         control(&self.fd, ioctl::UFFDIO_WAKE, &mut range).map(drop)
     }
 
-    /// Makes a missing page an error: accesses of it get SIGBUS, system calls given it `EFAULT`.
+    /// Makes a missing page an error: accesses of it get SIGBUS (`BUS_MCEERR_AR`, with the address),
+    /// system calls given it fail or are cut short; who waits for it is woken.
+    ///
+    /// This is how a thread is told that the page it waits for will not come. A signal sent to it
+    /// would not do: the kernel lets a thread send a SIGBUS with an address only to itself
+    /// (`EPERM` for every positive `si_code`), and one that waits inside a system call would not
+    /// take it.
     ///
     /// # Errors
     /// The system's; kernels before 6.6 lack it.

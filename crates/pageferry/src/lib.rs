@@ -56,6 +56,7 @@ pub use error::{Error, Result};
 pub use file::File;
 pub use map::Map;
 pub use pageferry_device as device;
+pub use pageferry_device::{Device, DeviceAddr};
 pub use pageferry_engine::{PageState, Placement};
 pub use pageferry_soft as soft;
 pub use pin::{DetachedPin, Pin, Segment};

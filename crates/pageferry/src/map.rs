@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pageferry_engine::range::RangeSet;
 use pageferry_engine::{MapKey, Request};
@@ -15,6 +16,9 @@ use parking_lot::Mutex;
 use crate::perform::map_error;
 use crate::shared::Shared;
 use crate::{Error, File, Result, Wait};
+
+/// How long a page stays an error after an access of it was refused.
+const EXPEL_GRACE: Duration = Duration::from_millis(1);
 
 /// A mapping as the engine's actions reach it. Ranges are in bytes of the file.
 pub(crate) struct Mapped {
@@ -32,6 +36,15 @@ impl Mapped {
         (range.start - base) as usize..(range.end - base) as usize
     }
 
+    /// Lets the waiters of the page at an address try again.
+    pub(crate) fn wake(&self, addr: usize) -> std::io::Result<()> {
+        self.map.wake(&self.uffd, addr - self.map.as_ptr() as usize)
+    }
+
+    pub(crate) fn key(&self) -> MapKey {
+        MapKey(self.map.as_ptr() as u64)
+    }
+
     pub(crate) fn range(&self) -> Range<u64> {
         let start = self.map.file_offset();
         start..start + self.map.len() as u64
@@ -43,9 +56,15 @@ impl Mapped {
         Ok(())
     }
 
-    /// Replaces a poisoned placeholder page by one that waits.
-    pub(crate) fn trap_again(&self, at: usize) -> Result<()> {
-        self.map.trap(&self.uffd, at..at + 4096).map_err(map_error)
+    /// Ends the waiting for a page with an error, and makes later accesses wait again.
+    pub(crate) fn expel(&self, at: u64) -> Result<()> {
+        let page = self.inside(&(at & !4095..(at & !4095) + 4096));
+        let os = |e: std::io::Error| crate::cache::os_error("poisoning a page", &e);
+        self.map.poison(&self.uffd, page.start).map_err(os)?;
+        // Time for the woken thread to meet the error. If it is slower than that, it waits again
+        // and is expelled again.
+        std::thread::sleep(EXPEL_GRACE);
+        self.map.trap(&self.uffd, page).map_err(map_error)
     }
 
     pub(crate) fn untrap(&self, range: &Range<u64>) -> Result<()> {
@@ -92,8 +111,9 @@ impl Shared {
 /// - A touch of a page that is away waits until the page is home, and then has the device's bytes.
 /// - A touch of a page under a live write pin waits for its release. If that can never be (this
 ///   thread holds the pin, or one that waits for this thread does), [`read`](Map::read) and
-///   [`write`](Map::write) return [`Error::WouldDeadlock`]; a raw access gets SIGBUS, with the
-///   address in `si_addr`, as does one whose page cannot be brought home (ENOSPC, a lost device).
+///   [`write`](Map::write) return [`Error::WouldDeadlock`]; a raw access gets SIGBUS (the address in
+///   `si_addr`), a system call fails; so does one whose page cannot be brought home (ENOSPC, a
+///   lost device).
 /// - A system call that is given such memory waits, too, where the system allows it (`doctor` says);
 ///   elsewhere it fails with EFAULT.
 /// - A forked child does not inherit it: touching it there is a SIGSEGV, never zeros.
@@ -133,7 +153,7 @@ impl Map {
         let file_key = file.handle.backing.key;
         let untracked = Mutex::new(untracked);
         let mapped = Arc::new(Mapped { file: file_key, map, uffd, tracker, untracked });
-        let key = MapKey(mapped.map.as_ptr() as u64);
+        let key = mapped.key();
         shared.maps.write().insert(key, Arc::clone(&mapped));
         let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
         if let Err(refusal) = shared.request(request, Wait::Block) {

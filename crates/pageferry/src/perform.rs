@@ -120,6 +120,10 @@ impl Shared {
                 };
                 Ok(Reply::Changed { before, after: observe(&io)?, error: made.err() })
             }
+            Action::Expel { map, at, .. } => {
+                self.mapped(*map)?.expel(*at)?;
+                Ok(Reply::Done)
+            }
             Action::MapIn { map, traps, .. } => {
                 let mapped = self.mapped(*map)?;
                 for trap in traps {

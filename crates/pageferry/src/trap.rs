@@ -7,12 +7,13 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use pageferry_engine::{OpKey, Request, Step};
-use pageferry_linux::{Event, Stop, Uffd, in_system_call, send_sigbus};
+use pageferry_engine::{OpKey, Refusal, Request, Step};
+use pageferry_linux::{Event, Stop, Uffd};
 
 use crate::map::Mapped;
-use crate::shared::{Shared, Tally};
+use crate::shared::{Core, Shared, Tally};
 use crate::{Error, Result};
 
 /// A CPU access that waits.
@@ -34,6 +35,10 @@ struct Touching {
     op: OpKey,
     fault: Fault,
     mapped: Arc<Mapped>,
+    /// The byte of the file.
+    at: u64,
+    /// It was refused; this ends its waiting.
+    expelling: bool,
 }
 
 impl TrapService {
@@ -108,7 +113,7 @@ impl Shared {
                 let at = mapped.range().start + (fault.addr - mapped.map.as_ptr() as usize) as u64;
                 let touch = Request::Touch { file: mapped.file, at };
                 let op = core.engine.submit(touch, fault.tid, true);
-                serving.push(Touching { op, fault, mapped });
+                serving.push(Touching { op, fault, mapped, at, expelling: false });
             }
             let mut idle = true;
             let mut at = 0;
@@ -126,12 +131,17 @@ impl Shared {
                     Step::Done(result) => {
                         idle = false;
                         let done = serving.swap_remove(at);
-                        drop(core);
-                        self.resolve(
-                            &done,
-                            result.err().map(|r| self.explain(r, &(0..0), crate::Wait::Block)),
-                        );
-                        core = self.core.lock();
+                        match result {
+                            Ok(_) => {
+                                drop(core);
+                                self.resolve(&done);
+                                core = self.core.lock();
+                            }
+                            Err(refusal) => {
+                                let expel = self.refuse(&mut core, &done, refusal);
+                                serving.extend(expel);
+                            }
+                        }
                     }
                 }
             }
@@ -144,42 +154,36 @@ impl Shared {
         }
     }
 
-    /// The page is home, or never will be for this thread.
-    fn resolve(&self, done: &Touching, error: Option<Error>) {
-        let Touching { fault, mapped, .. } = done;
+    /// The page is home: whoever waits for it may try again.
+    fn resolve(&self, done: &Touching) {
         Tally::add(&self.tally.touches, 1);
-        let at = fault.addr - mapped.map.as_ptr() as usize;
-        let uffd = self.traps.lock().as_ref().map(|s| Arc::clone(&s.uffd));
-        let Some(uffd) = uffd else { return };
-        let Some(error) = error else {
-            if let Err(error) = mapped.map.wake(&uffd, at) {
-                tracing::error!(%error, "waking the waiters of a page failed");
-            }
-            return;
-        };
-        Tally::add(&self.tally.refused_touches, 1);
-        let addr = fault.addr;
-        tracing::warn!(addr, %error, "a CPU touch is refused");
-        let Some(tid) = fault.tid else { return self.retry_later(mapped, &uffd, at) };
-        if in_system_call(tid) == Some(true) && uffd.poison(addr, 4096).is_ok() {
-            // The call has failed; others that touch the page shall wait again.
-            if let Err(error) = mapped.trap_again(at) {
-                tracing::error!(%error, "a poisoned page stays so until its pin is released");
-            }
-            return;
-        }
-        if send_sigbus(tid, addr).is_err() {
-            // The thread is gone: another may wait for the same page.
-            self.retry_later(mapped, &uffd, at);
+        if let Err(error) = done.mapped.wake(done.fault.addr) {
+            tracing::error!(%error, "waking the waiters of a page failed");
         }
     }
 
-    /// Without a thread to tell, all waiters try again, and wait again.
-    fn retry_later(&self, mapped: &Mapped, uffd: &Uffd, at: usize) {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        if let Err(error) = mapped.map.wake(uffd, at) {
-            tracing::error!(%error, "waking the waiters of a page failed");
+    /// The page will not come for this thread: its access shall fail.
+    fn refuse(
+        &self,
+        core: &mut Core,
+        done: &Touching,
+        refusal: Refusal<Error>,
+    ) -> Option<Touching> {
+        let Touching { fault, mapped, at, .. } = done;
+        let range = *at..*at + 1;
+        let error = self.explain(refusal, &range, crate::Wait::Block);
+        if done.expelling {
+            // Kernels before 6.6 cannot: the thread waits on, and is woken to ask again.
+            tracing::error!(addr = fault.addr, %error, "a CPU touch can neither be served nor refused");
+            std::thread::sleep(Duration::from_millis(10));
+            self.resolve(done);
+            return None;
         }
+        Tally::add(&self.tally.refused_touches, 1);
+        tracing::warn!(addr = fault.addr, %error, "a CPU touch is refused");
+        let request = Request::Expel { file: mapped.file, map: mapped.key(), at: *at };
+        let op = core.engine.submit(request, None, true);
+        Some(Touching { op, fault: *fault, mapped: Arc::clone(mapped), at: *at, expelling: true })
     }
 }
 

@@ -1,0 +1,187 @@
+//! The file changes: through the cache, and behind its back.
+
+use crate::common::{FRAME, PAGE, device_reads, device_writes, pattern, rig, same};
+use pageferry::{After, Error, PinMode};
+
+#[test]
+fn writes_through_the_cache_reach_the_next_pin_and_only_they_move() {
+    let r = rig(8);
+    let f = r.file("a", 2 * FRAME);
+    device_reads(&f, 0..2 * FRAME);
+    let before = r.stat("fetched_bytes");
+    f.write_at(&[7; 100], PAGE - 50).unwrap();
+    let mut model = pattern(2 * FRAME);
+    model[PAGE as usize - 50..PAGE as usize + 50].fill(7);
+    same(&device_reads(&f, 0..2 * FRAME), &model, "the device");
+    assert_eq!(r.stat("fetched_bytes") - before, 2 * PAGE);
+}
+
+#[test]
+fn writes_behind_our_back_reach_the_next_pin() {
+    use std::os::unix::fs::FileExt;
+    let r = rig(8);
+    let f = r.file("a", FRAME);
+    let other = std::fs::OpenOptions::new().write(true).open(r.path("a")).unwrap();
+    for round in 0..50u8 {
+        device_reads(&f, 0..FRAME);
+        other.write_all_at(&[round], 77).unwrap();
+        assert_eq!(device_reads(&f, 77..78), [round]);
+    }
+}
+
+#[test]
+fn a_write_over_away_bytes_keeps_the_rest_of_the_page() {
+    let r = rig(8);
+    let f = r.file("a", 2 * PAGE);
+    device_writes(&f, 0, &[1; 5000], After::KeepAway);
+    f.write_at(&[2; 10], 100).unwrap();
+    let mut model = pattern(2 * PAGE);
+    model[..5000].fill(1);
+    model[100..110].fill(2);
+    same(&r.on_disk("a")[..PAGE as usize], &model[..PAGE as usize], "the page written to");
+    same(&device_reads(&f, 0..2 * PAGE), &model, "the device");
+    f.flush(0..u64::MAX).unwrap();
+    same(&r.on_disk("a"), &model, "the file");
+}
+
+#[test]
+fn truncation_cuts_pins_and_what_grows_back_is_zero() {
+    let r = rig(8);
+    let f = r.file("a", 2 * FRAME);
+    let pin = f.pin(0..2 * FRAME, PinMode::Write).unwrap();
+    let view = pin.view().unwrap();
+    view.write(FRAME - 10, &[9; 20]).unwrap();
+    view.write(FRAME + 100, &[9; 20]).unwrap();
+    f.set_len(FRAME + 5).unwrap();
+    let gone = view.write(FRAME + PAGE, b"x").unwrap_err();
+    assert_eq!((gone.kind(), gone.errno()), ("past-eof", 14));
+    drop(view);
+    let released = pin.release().unwrap_err();
+    let Error::FileShrunk { file_bytes, lost_bytes, .. } = released else { panic!("{released}") };
+    assert_eq!((file_bytes, lost_bytes), (FRAME + 5, PAGE - 5));
+    let mut model = pattern(2 * FRAME)[..FRAME as usize + 5].to_vec();
+    model[FRAME as usize - 10..].fill(9);
+    same(&r.on_disk("a"), &model, "what lay before the cut is kept, nothing else");
+    f.set_len(2 * FRAME).unwrap();
+    model.resize(2 * FRAME as usize, 0);
+    same(&device_reads(&f, 0..2 * FRAME), &model, "the device");
+    same(&r.on_disk("a"), &model, "the file");
+}
+
+#[test]
+fn truncation_frees_the_device_and_forgets_away_bytes() {
+    let r = rig(8);
+    let f = r.file("a", 4 * FRAME);
+    device_writes(&f, 0, &vec![6; 4 * FRAME as usize], After::KeepAway);
+    assert_eq!(r.stat("used_bytes"), 4 * FRAME);
+    f.set_len(FRAME + 1).unwrap();
+    assert_eq!(r.stat("used_bytes"), 2 * FRAME);
+    assert_eq!(r.stat("away_bytes"), FRAME + 1);
+    f.set_len(0).unwrap();
+    assert_eq!((r.stat("used_bytes"), r.stat("away_bytes")), (0, 0));
+    f.sync().unwrap();
+    same(&r.on_disk("a"), &[], "the file");
+}
+
+#[test]
+fn the_device_cannot_extend_the_file() {
+    let r = rig(8);
+    let f = r.file("a", PAGE + 100);
+    device_writes(&f, PAGE, &[3; 4096], After::WriteBack);
+    let mut model = pattern(PAGE + 100);
+    model[PAGE as usize..].fill(3);
+    same(&r.on_disk("a"), &model, "the file");
+    // Nor do its stores past the end show when the file grows, by whatever way.
+    device_writes(&f, PAGE, &[4; 4096], After::KeepAway);
+    f.set_len(2 * PAGE).unwrap();
+    model[PAGE as usize..].fill(4);
+    model.resize(2 * PAGE as usize, 0);
+    same(&device_reads(&f, 0..2 * PAGE), &model, "the device");
+    same(&r.on_disk("a"), &model, "the file");
+}
+
+#[test]
+fn appending_to_an_away_last_page_keeps_both() {
+    let r = rig(8);
+    let f = r.file("a", 100);
+    device_writes(&f, 0, &[5; 100], After::KeepAway);
+    f.write_at(b"tail", 100).unwrap();
+    let mut model = vec![5; 100];
+    model.extend(b"tail");
+    same(&r.on_disk("a"), &model, "file");
+    same(&device_reads(&f, 0..104), &model, "device");
+}
+
+#[test]
+fn holes_zeroes_and_shifts_equal_a_plain_twin() {
+    let r = rig(16);
+    let f = r.file("a", 4 * FRAME);
+    let twin = pageferry_linux::HostFile::open(
+        {
+            std::fs::write(r.path("twin"), pattern(4 * FRAME)).unwrap();
+            r.path("twin")
+        },
+        true,
+    )
+    .unwrap();
+    let mut supported = true;
+    let mut step = |what: &str, ours: pageferry::Result<()>, theirs: std::io::Result<()>| {
+        if let (Err(o), Err(t)) = (&ours, &theirs) {
+            println!("skipped: {what} is not supported by this file system ({o}; {t})");
+            supported = false;
+            return;
+        }
+        ours.unwrap();
+        theirs.unwrap();
+        f.flush(0..u64::MAX).unwrap();
+        same(&r.on_disk("a"), &r.on_disk("twin"), what);
+        let len = f.len().unwrap();
+        same(&device_reads(&f, 0..len), &r.on_disk("twin"), "the device");
+    };
+    let away = |at: u64| {
+        device_writes(&f, at, &[at as u8 | 1; 9000], After::KeepAway);
+        twin.write_at(&[at as u8 | 1; 9000], at).unwrap();
+    };
+    away(5000);
+    step("punch", f.punch_hole(6000..FRAME), twin.punch_hole(6000..FRAME));
+    away(FRAME);
+    step(
+        "zero",
+        f.zero_range(FRAME + 9..FRAME + 9000, false),
+        twin.zero_range(FRAME + 9..FRAME + 9000, false),
+    );
+    away(3 * FRAME);
+    step("collapse", f.collapse_range(PAGE..3 * PAGE), twin.collapse_range(PAGE..3 * PAGE));
+    away(2 * FRAME);
+    step("insert", f.insert_range(PAGE..5 * PAGE), twin.insert_range(PAGE..5 * PAGE));
+    away(100);
+    step("allocate", f.allocate(0..5 * FRAME, false), twin.allocate(0..5 * FRAME, false));
+}
+
+#[test]
+fn an_unlinked_file_works_on() {
+    let r = rig(8);
+    let f = r.file("a", FRAME);
+    std::fs::remove_file(r.path("a")).unwrap();
+    device_writes(&f, 10, &[1; 100], After::WriteBack);
+    let mut buf = [0; 100];
+    f.read_at(&mut buf, 10).unwrap();
+    assert_eq!(buf, [1; 100]);
+    f.close().unwrap();
+    assert_eq!(r.stat("used_bytes"), 0);
+}
+
+#[test]
+fn the_same_file_opened_twice_is_one() {
+    let r = rig(8);
+    let f = r.file("a", FRAME);
+    std::fs::hard_link(r.path("a"), r.path("b")).unwrap();
+    let g = r.cache.open_read_only(r.path("b")).unwrap();
+    device_writes(&f, 0, &[2; 10], After::KeepAway);
+    let mut buf = [0; 10];
+    g.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [2; 10]);
+    drop(f);
+    assert_eq!(device_reads(&g, 0..10), [2; 10]);
+    assert!(matches!(g.write_at(b"x", 0), Err(Error::ReadOnly(_))));
+}

@@ -1,0 +1,86 @@
+//! What every test of the cache needs: a device, a file, and a plain model of its bytes.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pageferry::soft::{SoftConfig, SoftDevice};
+use pageferry::{Cache, CacheConfig, File, PinMode};
+
+pub const FRAME: u64 = 64 << 10;
+pub const PAGE: u64 = 4096;
+
+/// A cache of so many 64 KiB frames, with its device and a scratch directory.
+pub struct Rig {
+    pub cache: Cache,
+    pub device: Arc<SoftDevice>,
+    pub dir: tempfile::TempDir,
+}
+
+pub fn rig(frames: u64) -> Rig {
+    // No flusher: what is away stays away until a test says otherwise.
+    rig_with(frames, CacheConfig::default().flush_age(None))
+}
+
+pub fn rig_with(frames: u64, config: CacheConfig) -> Rig {
+    let soft = SoftConfig {
+        frame_bytes: FRAME,
+        capacity_bytes: frames * FRAME,
+        workers: 2,
+        ..SoftConfig::default()
+    };
+    let device = Arc::new(SoftDevice::new(soft).unwrap());
+    let cache = Cache::new(device.clone(), config).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    Rig { cache, device, dir }
+}
+
+impl Rig {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A file with the pattern's bytes.
+    pub fn file(&self, name: &str, bytes: u64) -> File {
+        std::fs::write(self.path(name), pattern(bytes)).unwrap();
+        self.cache.open(self.path(name)).unwrap()
+    }
+
+    pub fn on_disk(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    pub fn stat(&self, name: &str) -> u64 {
+        self.cache.stats().get(name).unwrap_or_else(|| panic!("no counter {name}"))
+    }
+}
+
+/// Bytes that differ from page to page and inside pages.
+pub fn pattern(bytes: u64) -> Vec<u8> {
+    (0..bytes).map(|at| (at ^ (at >> 8) ^ (at >> 13)) as u8).collect()
+}
+
+/// What the device sees of a range.
+pub fn device_reads(file: &File, range: std::ops::Range<u64>) -> Vec<u8> {
+    let mut buf = vec![0xAA; (range.end - range.start) as usize];
+    let pin = file.pin(range.clone(), PinMode::Read).unwrap();
+    pin.view().unwrap().read(range.start, &mut buf).unwrap();
+    pin.release().unwrap();
+    buf
+}
+
+/// The device writes bytes under a write pin of exactly their range.
+pub fn device_writes(file: &File, at: u64, bytes: &[u8], after: pageferry::After) {
+    let pin = file.pin(at..at + bytes.len() as u64, PinMode::Write).unwrap();
+    pin.view().unwrap().write(at, bytes).unwrap();
+    pin.release_with(after).unwrap();
+}
+
+/// Compares two files' worth of bytes and names the first difference.
+#[track_caller]
+pub fn same(got: &[u8], expected: &[u8], what: &str) {
+    if let Some(at) = got.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("{what}: byte {at} is {}, not {}", got[at], expected[at]);
+    }
+    assert_eq!(got.len(), expected.len(), "{what}: the length differs");
+}
