@@ -439,23 +439,6 @@ impl<E: Clone> Engine<E> {
         map.trapped.overlaps(range.clone()).next().map(|(run, ())| run.start)
     }
 
-    /// The trapped pages of a mapping inside a range.
-    #[must_use]
-    pub fn trapped(
-        &self,
-        file: FileKey,
-        map: MapKey,
-        range: &Range<u64>,
-    ) -> crate::range::RangeSet {
-        let mut set = crate::range::RangeSet::new();
-        if let Some(map) = self.files.get(&file).and_then(|f| f.maps.get(&map)) {
-            for (run, ()) in map.trapped.overlaps(range.clone()) {
-                set.add(run);
-            }
-        }
-        set
-    }
-
     /// Frames in use, or being allocated or freed.
     #[must_use]
     pub fn frames_used(&self) -> u64 {

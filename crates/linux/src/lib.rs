@@ -1,24 +1,50 @@
-//! Every system call and all host-side `unsafe` of pageferry, behind safe types.
+//! The host side of the cache is the kernel's page cache; this crate is the only place that talks
+//! to the kernel.
 //!
-//! The one idea: the host side of the cache *is* the kernel's page cache. This crate is the only
-//! place that talks to the kernel about it: files ([`HostFile`]), mappings that can be made to wait
-//! ([`FileMap`]), the events of those that do ([`Uffd`]), and which pages our own mappings stored to
-//! ([`StoreTracker`]). It knows nothing of devices, frames or pins.
+//! Nothing here knows what a device is, or decides anything. There is a file ([`HostFile`]), a
+//! mapping of it parts of which can be taken away and brought home ([`FileMap`]), the descriptor
+//! that tells who waits for what is away ([`Uffd`]), a record of the program's own stores
+//! ([`StoreTracker`]), a way out for threads that must not wait ([`signal`]), limits and a check of
+//! what this system can do ([`probe()`]).
+//!
+//! All `unsafe` of the host side is here, each block with its proof; what the crate offers is safe
+//! to call. What the kernel does was tried out, not looked up, and is written down at the head of
+//! the module that relies on it, with a test that fails when it changes.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use pageferry_linux::{FileMap, HostFile, page_bytes};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("file");
+//! std::fs::write(&path, vec![7; 2 * page_bytes()])?;
+//! let file = Arc::new(HostFile::open(&path, true)?);
+//! let map = FileMap::new(&file, 0, 2 * page_bytes(), true)?;
+//! map.store(16, 0x0102_0304_u32)?;
+//! let mut seen = [0; 4];
+//! file.read_at(&mut seen, 16)?;
+//! assert_eq!(u32::from_ne_bytes(seen), 0x0102_0304);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("pageferry-linux is for 64-bit Linux");
+
+mod abi;
 mod file;
-mod limits;
+pub mod limits;
 mod map;
-pub mod probe;
-mod thread;
-mod tracker;
+mod page;
+mod probe;
+pub mod signal;
+mod store_tracker;
+mod tid;
 mod uffd;
 
-pub use file::{FileId, FileStamp, HostFile, OpenError};
-pub use limits::{max_map_count, vma_count};
-pub use map::{AccessError, FileMap, MapError};
-pub use thread::current_tid;
-pub use tracker::StoreTracker;
-pub use uffd::{Event, Stop, Uffd, UffdError, UffdMode};
-
-/// Bytes of the CPU's base page.
-pub const PAGE: usize = 4096;
+pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, WriteError};
+pub use map::{AccessError, Advice, FileMap, MapError, Scalar, StoredPages};
+pub use page::page_bytes;
+pub use probe::{Capability, probe};
+pub use store_tracker::StoreTracker;
+pub use tid::current_tid;
+pub use uffd::{Event, Fault, Uffd, UffdError, UffdMode, Wakeup};

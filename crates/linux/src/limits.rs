@@ -1,17 +1,69 @@
-//! The kernel's limit on mappings.
+//! Limits of the system and of this process that the cache runs into.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 
-/// `vm.max_map_count`: mappings that a process may have. 65,530 if it cannot be read.
-#[must_use]
-pub fn max_map_count() -> u64 {
-    let text = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
-    text.trim().parse().unwrap_or(65_530)
+/// `vm.max_map_count`: how many mappings (VMAs) a process may have. Linux gives 65,530 unless told
+/// otherwise.
+///
+/// # Errors
+/// `/proc` is not mounted or is not what it should be.
+pub fn max_map_count() -> io::Result<u64> {
+    number_in("/proc/sys/vm/max_map_count")
 }
 
-/// Mappings that this process has now. Reads `/proc/self/maps`: milliseconds when there are many.
+/// How many mappings this process has now.
+///
+/// The kernel publishes the number nowhere, so this counts the lines of `/proc/self/maps`: about
+/// 0.5 µs a mapping, which is for error messages and `doctor`, not for hot paths.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn vma_count() -> io::Result<u64> {
+    let mut maps = File::open("/proc/self/maps")?;
+    let mut chunk = vec![0_u8; 64 << 10];
+    let mut lines = 0_u64;
+    loop {
+        match maps.read(&mut chunk)? {
+            0 => return Ok(lines),
+            n => lines += chunk[..n].iter().filter(|&&b| b == b'\n').count() as u64,
+        }
+    }
+}
+
+/// The limit of mappings, if so few are left that a failed call is the limit's doing.
+///
+/// `mremap` to a fixed place refuses unless six are left, and other calls need up to two.
+pub(crate) fn out_of_vmas() -> Option<u64> {
+    const HEADROOM: u64 = 16;
+    let limit = max_map_count().ok()?;
+    (vma_count().ok()? + HEADROOM >= limit).then_some(limit)
+}
+
+/// The largest file size this process may write (`RLIMIT_FSIZE`), `u64::MAX` if there is no limit.
 #[must_use]
-pub fn vma_count() -> u64 {
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    maps.iter().filter(|b| **b == b'\n').count() as u64
+pub fn max_file_bytes() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX)
+}
+
+/// The one number that is the whole content of a file of `/proc` or `/sys`.
+pub(crate) fn number_in(path: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{path} holds {text:?}, not a number"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_mappings_and_there_is_room() {
+        let limit = max_map_count().expect("limit");
+        let count = vma_count().expect("count");
+        assert!(count > 5 && count < limit, "{count} of {limit}");
+        assert_eq!(out_of_vmas(), None);
+        assert!(max_file_bytes() > 1 << 20);
+    }
 }

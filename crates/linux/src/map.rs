@@ -1,410 +1,285 @@
-//! A shared mapping of a file range whose pages can be made to wait.
+//! A shared mapping of a file in our own address space, parts of which can be taken away.
 //!
-//! *Trap*: an anonymous placeholder is registered with userfaultfd **elsewhere**, then moved over
-//! the range in one step (`mremap`): at no time does an access find memory that is neither the
-//! file's nor trapped. *Untrap*: the file is mapped over the placeholder in one step, then waiters
-//! are woken and retry.
+//! # Home and away
+//! Where a page is home, the mapping is a plain `MAP_SHARED` one: native speed, no traps. Where it
+//! is away, an anonymous *placeholder* stands in its place, registered for missing faults with a
+//! [`Uffd`]: whoever touches it waits. The two are exchanged in one step each ([`trap`] and
+//! [`untrap`] tell how), so no access ever meets anything else, and nothing reads as zeros.
 //!
-//! No part of the mapping is inherited by a forked child: its touch is a SIGSEGV, never zeros.
+//! # What it costs
+//! A map is two VMAs (address ranges that the kernel manages): the mapping itself and its *anchor*,
+//! a second mapping of the same bytes that nobody touches and from which parts of the first are
+//! made anew. Each separate away range adds up to two; neighbours that are away merge (seen on
+//! 6.18), and a range that has come home merges with its neighbours as well, with store tracking
+//! after the next scan. `vm.max_map_count` bounds them all: [`MapError::OutOfVmas`].
+//!
+//! # Fork
+//! All mappings are `MADV_DONTFORK`: a forked child that touches them gets `SIGSEGV`, never zeros
+//! and never a mapping that could write behind the parent's back. What cannot be closed is the
+//! instant between `mmap` and `madvise` in [`FileMap::new`]; bringing ranges home has no such
+//! instant. In a child, a `FileMap` refuses to change anything and its drop does nothing.
+//!
+//! # Beyond the end of the file
+//! A map may extend beyond it, as with any `mmap`: a whole page beyond raises `SIGBUS`, and what is
+//! stored between the end and the end of its page reaches nobody. [`FileMap::copy_out`] and
+//! [`FileMap::copy_in`] give an error instead of the signal.
+//!
+//! [`trap`]: FileMap::trap
+//! [`untrap`]: FileMap::untrap
 
+mod copy;
+mod error;
+mod hints;
+mod scalar;
+mod stores;
+mod trap;
+
+use std::ffi::c_void;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
 
-use rustix::mm::{self, Advice, MapFlags, MremapFlags, MsyncFlags, ProtFlags};
+use parking_lot::Mutex;
+use rustix::mm::{Advice as Madvise, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-use crate::{HostFile, PAGE, StoreTracker, Uffd, max_map_count};
+use crate::file::HostFile;
+use crate::page::{RangeSet, page_bytes};
+use crate::store_tracker::StoreTracker;
+use crate::tid::current_pid;
+use crate::uffd::Uffd;
 
-/// A mapping could not be made or changed; nothing was.
-#[derive(Debug, thiserror::Error)]
-pub enum MapError {
-    /// The kernel's limit on mappings.
-    #[error("out of mappings: vm.max_map_count is {max_map_count}")]
-    OutOfVmas {
-        /// The limit.
-        max_map_count: u64,
-    },
-    /// A writable mapping of a file that is open read-only.
-    #[error("the file is open read-only")]
-    ReadOnlyFile,
-    /// The range makes no sense.
-    #[error("{0}")]
-    Invalid(String),
-    /// The system's error.
-    #[error(transparent)]
-    Os(#[from] io::Error),
-}
+pub use error::{AccessError, MapError};
+pub use hints::Advice;
+pub use scalar::Scalar;
+pub use stores::StoredPages;
 
-/// A copy into or out of a mapping failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// Outside of the mapping.
-    #[error("bytes {}..{} are outside of the mapping of {len} bytes", range.start, range.end)]
-    Outside {
-        /// Asked for.
-        range: Range<usize>,
-        /// The mapping's length.
-        len: usize,
-    },
-    /// The mapping is read-only.
-    #[error("the mapping is read-only")]
-    ReadOnly,
-    /// The memory is not to be had: past the end of the file, or trapped where system calls do not
-    /// wait.
-    #[error("byte {at} of the mapping cannot be accessed")]
-    Fault {
-        /// The first byte that could not be.
-        at: usize,
-    },
-    /// The system's error.
-    #[error(transparent)]
-    Os(#[from] io::Error),
-}
-
-/// A `MAP_SHARED` mapping.
+/// A shared mapping of one page-aligned range of a [`HostFile`].
 ///
 /// # Invariants
-/// - `[base, base + len)` is mapped, page-aligned and ours alone to change; every part of it is
-///   either the file at the matching offset or a trapped placeholder.
+/// - In the process `owner`, `[base, base + len)` is mapped from construction to drop, by us alone:
+///   each part by the file's pages or by a placeholder registered with `uffd`. (Only a failure of
+///   the kernel's own `mremap` half-way could leave a hole; see [`trap`](FileMap::trap).)
+/// - `anchor` is a second mapping of the same file range, with the same protection, that is never
+///   touched, changed or registered until drop.
+/// - `shape.away` holds exactly the parts where placeholders stand, `shape.loose` those parts that
+///   came home and have not been registered with `tracker` since.
+/// - Once a placeholder has been placed, `uffd` is alive as long as the map is: closing it would
+///   turn placeholders into zeros.
 #[derive(Debug)]
 pub struct FileMap {
-    file: Arc<HostFile>,
-    base: usize,
+    base: NonNull<u8>,
+    anchor: NonNull<u8>,
     len: usize,
     offset: u64,
+    file: Arc<HostFile>,
     writable: bool,
+    /// The process that made the map; a forked child has other memory at these addresses.
+    owner: i32,
+    tracker: Option<Arc<StoreTracker>>,
+    uffd: OnceLock<Arc<Uffd>>,
+    shape: Mutex<Shape>,
 }
 
-fn map_error(error: rustix::io::Errno) -> MapError {
-    match error {
-        rustix::io::Errno::NOMEM => MapError::OutOfVmas { max_map_count: max_map_count() },
-        rustix::io::Errno::ACCESS => MapError::ReadOnlyFile,
-        error => MapError::Os(error.into()),
-    }
+/// Which parts of a map are not ordinary.
+#[derive(Debug, Default)]
+struct Shape {
+    away: RangeSet,
+    loose: RangeSet,
 }
+
+// SAFETY: the pointers are to memory that the map owns, valid in every thread of the process; what
+// is done with it through `&self` is done by the kernel or by atomic accesses.
+unsafe impl Send for FileMap {}
+// SAFETY: as above; the shape is under a lock.
+unsafe impl Sync for FileMap {}
 
 impl FileMap {
-    /// Maps `len` bytes from `offset` (both multiples of the page size; `len` is rounded up).
-    /// Reaching past the end of the file is allowed, as it is for `mmap`.
+    /// Maps `len` bytes of `file` from `offset` on, both multiples of the page size.
     ///
     /// # Errors
-    /// [`MapError`].
+    /// [`MapError`] tells an impossible request from a refusal.
     pub fn new(
-        file: Arc<HostFile>,
+        file: &Arc<HostFile>,
         offset: u64,
         len: usize,
         writable: bool,
     ) -> Result<FileMap, MapError> {
-        let rounded = len.checked_next_multiple_of(PAGE).filter(|l| *l > 0);
-        let end = rounded.and_then(|l| offset.checked_add(l as u64)).map(i64::try_from);
-        let (Some(len), Some(Ok(_))) = (rounded, end) else {
-            return Err(MapError::Invalid(format!("{len} bytes at {offset} cannot be mapped")));
-        };
-        if !offset.is_multiple_of(PAGE as u64) {
-            return Err(MapError::Invalid(format!("offset {offset} is no multiple of {PAGE}")));
-        }
+        check_placement(offset, len)?;
         if writable && !file.is_writable() {
             return Err(MapError::ReadOnlyFile);
         }
-        let prot = prot(writable);
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let base = unsafe {
-            mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), offset)
-        };
-        let base = base.map_err(map_error)? as usize;
-        let map = FileMap { file, base, len, offset, writable };
-        map.dont_fork(base, len)?;
+        let base = map_file(file, offset, len, writable)?;
+        let anchor = map_file(file, offset, len, writable).inspect_err(|_| {
+            // SAFETY: `base` has just been mapped by us with this length, and nobody knows it.
+            let _ = unsafe { munmap(base.as_ptr().cast(), len) };
+        })?;
+        Ok(FileMap {
+            base,
+            anchor,
+            len,
+            offset,
+            file: Arc::clone(file),
+            writable,
+            owner: current_pid(),
+            tracker: None,
+            uffd: OnceLock::new(),
+            shape: Mutex::default(),
+        })
+    }
+
+    /// As [`new`](FileMap::new), with our own stores tracked; see
+    /// [`scan_stores`](FileMap::scan_stores).
+    ///
+    /// # Errors
+    /// As [`new`](FileMap::new), and `Os` if the mapping cannot be registered.
+    pub fn tracked(
+        file: &Arc<HostFile>,
+        offset: u64,
+        len: usize,
+        writable: bool,
+        tracker: &Arc<StoreTracker>,
+    ) -> Result<FileMap, MapError> {
+        let mut map = FileMap::new(file, offset, len, writable)?;
+        map.tracker = Some(Arc::clone(tracker));
+        map.start_tracking(tracker)?;
         Ok(map)
     }
 
-    fn dont_fork(&self, addr: usize, len: usize) -> Result<(), MapError> {
-        // SAFETY: the advice concerns children only; the range is mapped and ours.
-        unsafe { mm::madvise(addr as *mut _, len, Advice::LinuxDontFork) }.map_err(map_error)
-    }
-
-    fn check(&self, range: &Range<usize>) -> Result<(), MapError> {
-        let aligned = range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE);
-        if aligned && range.start < range.end && range.end <= self.len {
-            return Ok(());
-        }
-        Err(MapError::Invalid(format!("{range:?} is not a range of pages of the mapping")))
-    }
-
-    /// Makes accesses of the pages wait until [`untrap`](Self::untrap). Blocks until the reader of
-    /// `uffd`'s events has seen the move: never call it on that thread.
-    ///
-    /// # Errors
-    /// [`MapError`]; the pages then still show the file.
-    pub fn trap(&self, uffd: &Uffd, range: Range<usize>) -> Result<(), MapError> {
-        self.check(&range)?;
-        let len = range.end - range.start;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let held = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) };
-        let held = held.map_err(map_error)? as usize;
-        let moved = self.dont_fork(held, len).and_then(|()| {
-            uffd.register(held, len)?;
-            let target = (self.base + range.start) as *mut _;
-            // SAFETY: the source is the placeholder just made; the target lies inside our mapping
-            // (checked), whose pages are reached only through raw pointers and system calls.
-            unsafe { mm::mremap_fixed(held as *mut _, len, len, MremapFlags::MAYMOVE, target) }
-                .map_err(map_error)
-        });
-        match moved {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                // SAFETY: the placeholder is still where it was made, and ours.
-                let _ = unsafe { mm::munmap(held as *mut _, len) };
-                Err(error)
-            }
-        }
-    }
-
-    /// Shows the file again and wakes those who waited.
-    ///
-    /// # Errors
-    /// [`MapError`]; the pages then still wait.
-    pub fn untrap(&self, uffd: &Uffd, range: Range<usize>) -> Result<(), MapError> {
-        self.check(&range)?;
-        let (addr, len) = (self.base + range.start, range.end - range.start);
-        let offset = self.offset + range.start as u64;
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: inside our mapping (checked): replaces the placeholder by the file, atomically.
-        let mapped = unsafe {
-            mm::mmap(addr as *mut _, len, prot(self.writable), flags, self.file.as_fd(), offset)
-        };
-        mapped.map_err(map_error)?;
-        self.dont_fork(addr, len)?;
-        uffd.wake(addr, len)?;
-        Ok(())
-    }
-
-    /// Ends the waiting of whoever waits for a trapped page with an error; the page stays an error
-    /// until it is trapped anew or untrapped.
-    ///
-    /// # Errors
-    /// The system's; kernels before 6.6 lack it.
-    pub fn poison(&self, uffd: &Uffd, at: usize) -> io::Result<()> {
-        uffd.poison(self.base + at / PAGE * PAGE, PAGE)
-    }
-
-    /// Lets the waiters of a page try again.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn wake(&self, uffd: &Uffd, at: usize) -> io::Result<()> {
-        uffd.wake(self.base + at / PAGE * PAGE, PAGE)
-    }
-
-    /// Begins to track stores to the pages: all count as stored to until the first scan.
-    ///
-    /// # Errors
-    /// [`MapError`].
-    pub fn track(&self, tracker: &StoreTracker, range: Range<usize>) -> Result<(), MapError> {
-        self.check(&range)?;
-        Ok(tracker.register(self.base + range.start, range.end - range.start)?)
-    }
-
-    /// The pages stored to since the last scan, which are armed anew. Every page of the range must
-    /// be tracked and show the file.
-    ///
-    /// # Errors
-    /// [`MapError`].
-    pub fn scan(
-        &self,
-        tracker: &StoreTracker,
-        range: Range<usize>,
-    ) -> Result<Vec<Range<usize>>, MapError> {
-        self.check(&range)?;
-        let found = tracker.scan(self.base + range.start..self.base + range.end)?;
-        Ok(found.into_iter().map(|r| r.start - self.base..r.end - self.base).collect())
-    }
-
-    /// Where it begins in the address space.
+    /// Where the mapping starts. It stays there until the map is dropped, however often parts of it
+    /// are away; what is read through it can change at any time, by any process.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.base as *mut u8
+        self.base.as_ptr()
     }
 
-    /// Bytes, whole pages.
+    /// Bytes mapped.
+    #[expect(clippy::len_without_is_empty, reason = "a map is never empty")]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Never: a mapping has at least a page.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Its first byte in the file.
+    /// Where in the file the mapping starts.
     #[must_use]
     pub fn file_offset(&self) -> u64 {
         self.offset
     }
 
-    /// Stores are possible.
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<HostFile> {
+        &self.file
+    }
+
+    /// Whether the mapping may be stored to.
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.writable
     }
 
-    fn bounds(&self, at: usize, len: usize) -> Result<(), AccessError> {
-        match at.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
-            end => {
-                Err(AccessError::Outside { range: at..end.unwrap_or(usize::MAX), len: self.len })
-            }
+    /// Where in the map an address is, if it is in the map. Takes no lock: made for the thread that
+    /// reads faults.
+    #[must_use]
+    pub fn offset_of(&self, addr: usize) -> Option<usize> {
+        addr.checked_sub(self.base.addr().get()).filter(|&at| at < self.len)
+    }
+
+    /// The addresses of a range of the map.
+    fn addresses(&self, range: &Range<usize>) -> Range<usize> {
+        let base = self.base.addr().get();
+        base + range.start..base + range.end
+    }
+
+    /// A pointer `at` bytes into the mapping.
+    fn at(&self, at: usize) -> *mut u8 {
+        debug_assert!(at <= self.len, "{at} is beyond the map's {} bytes", self.len);
+        self.base.as_ptr().wrapping_add(at)
+    }
+
+    /// Checks a range of whole pages inside the map, in the process that made it.
+    fn check_pages(&self, range: &Range<usize>) -> Result<(), MapError> {
+        let page = page_bytes();
+        if range.start >= range.end || range.end > self.len {
+            return Err(MapError::OutOfRange {
+                start: range.start,
+                end: range.end,
+                map_len: self.len,
+            });
         }
-    }
-
-    /// Copies out of the mapping without ever raising a signal. Waits at trapped pages where system
-    /// calls can ([`UffdMode`](crate::UffdMode)); fails there where they cannot.
-    ///
-    /// # Errors
-    /// [`AccessError`]; bytes before the failing one are copied.
-    pub fn copy_out(&self, at: usize, buf: &mut [u8]) -> Result<(), AccessError> {
-        self.bounds(at, buf.len())?;
-        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        self.transfer(at, local, Direction::Out)
-    }
-
-    /// Copies into the mapping without ever raising a signal; otherwise as
-    /// [`copy_out`](Self::copy_out).
-    ///
-    /// # Errors
-    /// [`AccessError`]; bytes before the failing one are copied.
-    pub fn copy_in(&self, at: usize, bytes: &[u8]) -> Result<(), AccessError> {
-        self.bounds(at, bytes.len())?;
-        if !self.writable {
-            return Err(AccessError::ReadOnly);
+        if !range.start.is_multiple_of(page) || !range.end.is_multiple_of(page) {
+            let (offset, len) = (range.start as u64, range.len());
+            return Err(MapError::Misaligned { offset, len, page });
         }
-        let local =
-            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        self.transfer(at, local, Direction::In)
-    }
-
-    fn transfer(&self, at: usize, local: libc::iovec, call: Direction) -> Result<(), AccessError> {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let mut done = 0;
-        while done < local.iov_len {
-            // One page-bounded megabyte at a time: a partial count then tells where it stopped.
-            let len = (local.iov_len - done).min((1 << 20) - (at + done) % (1 << 20));
-            let near =
-                libc::iovec { iov_base: (local.iov_base as usize + done) as *mut _, iov_len: len };
-            let far = libc::iovec { iov_base: (self.base + at + done) as *mut _, iov_len: len };
-            // SAFETY: `near` lies in the caller's buffer, which is borrowed (mutably for reads) for
-            // the call; `far` lies in our mapping (checked), of which no Rust reference exists; the
-            // kernel copies and reports faults as errors.
-            let n = unsafe {
-                match call {
-                    Direction::Out => {
-                        libc::process_vm_readv(pid, &raw const near, 1, &raw const far, 1, 0)
-                    }
-                    Direction::In => {
-                        libc::process_vm_writev(pid, &raw const near, 1, &raw const far, 1, 0)
-                    }
-                }
-            };
-            match usize::try_from(n) {
-                Ok(0) => return Err(AccessError::Fault { at: at + done }),
-                Ok(n) => done += n,
-                Err(_) => match io::Error::last_os_error() {
-                    e if e.kind() == io::ErrorKind::Interrupted => {}
-                    e if e.raw_os_error() == Some(libc::EFAULT) => {
-                        return Err(AccessError::Fault { at: at + done });
-                    }
-                    e => return Err(e.into()),
-                },
-            }
+        if self.owner != current_pid() {
+            return Err(MapError::Forked);
         }
         Ok(())
     }
-
-    fn aligned(&self, at: usize, len: usize) -> Result<usize, AccessError> {
-        self.bounds(at, len)?;
-        if !at.is_multiple_of(len) {
-            let what = format!("offset {at} is not aligned to {len} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what).into());
-        }
-        Ok(self.base + at)
-    }
-
-    /// `msync(MS_SYNC)` of a range of bytes.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn sync(&self, range: Range<usize>) -> Result<(), AccessError> {
-        self.bounds(range.start, range.end.saturating_sub(range.start))?;
-        let start = range.start / PAGE * PAGE;
-        // SAFETY: inside our mapping (checked); writes nothing to it.
-        unsafe { mm::msync((self.base + start) as *mut _, range.end - start, MsyncFlags::SYNC) }
-            .map_err(|e| AccessError::Os(e.into()))
-    }
-}
-
-macro_rules! atomics {
-    ($($load:ident $store:ident $type:ty, $atomic:ty;)*) => {
-        /// Single loads and stores at the speed of memory: relaxed atomics, so that racing with
-        /// other threads and processes is defined. Waits at trapped pages. Like for any mapping, an
-        /// access of a page wholly past the end of the file is a SIGBUS.
-        impl FileMap {
-            $(
-                /// Loads the value at an aligned offset.
-                ///
-                /// # Errors
-                /// [`AccessError`] if it is outside or misaligned.
-                #[inline]
-                pub fn $load(&self, at: usize) -> Result<$type, AccessError> {
-                    let addr = self.aligned(at, size_of::<$type>())?;
-                    // SAFETY: aligned, inside the mapping, which lives as long as `self`; all
-                    // accesses of it from Rust are atomic.
-                    Ok(unsafe { <$atomic>::from_ptr(addr as *mut $type) }.load(Ordering::Relaxed))
-                }
-
-                /// Stores a value at an aligned offset.
-                ///
-                /// # Errors
-                /// [`AccessError`] if it is outside, misaligned, or the mapping is read-only.
-                #[inline]
-                pub fn $store(&self, at: usize, value: $type) -> Result<(), AccessError> {
-                    if !self.writable {
-                        return Err(AccessError::ReadOnly);
-                    }
-                    let addr = self.aligned(at, size_of::<$type>())?;
-                    // SAFETY: as for the load; the mapping is writable (checked).
-                    unsafe { <$atomic>::from_ptr(addr as *mut $type) }.store(value, Ordering::Relaxed);
-                    Ok(())
-                }
-            )*
-        }
-    };
-}
-
-atomics! {
-    load_u8 store_u8 u8, AtomicU8;
-    load_u32 store_u32 u32, AtomicU32;
-    load_u64 store_u64 u64, AtomicU64;
-}
-
-/// The direction of a copy between a mapping and a buffer.
-#[derive(Clone, Copy)]
-enum Direction {
-    Out,
-    In,
-}
-
-fn prot(writable: bool) -> ProtFlags {
-    if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
 impl Drop for FileMap {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours; borrows of it have ended with `self`.
-        let _ = unsafe { mm::munmap(self.base as *mut _, self.len) };
+        if self.owner != current_pid() {
+            return;
+        }
+        for start in [self.base, self.anchor] {
+            // SAFETY: by the invariants both ranges are ours in this process, and `&mut self` shows
+            // that no access through the map is under way. Pointers from `as_ptr` carry no promise
+            // beyond the map's life. Failing leaves the range mapped, which is sound.
+            let _ = unsafe { munmap(start.as_ptr().cast(), self.len) };
+        }
+        if let Some(uffd) = self.uffd.get() {
+            // Whoever still waits, at an address kept beyond the map's life, gets SIGSEGV now
+            // instead of waiting for ever.
+            let _ = uffd.wake(self.addresses(&(0..self.len)));
+        }
     }
+}
+
+fn check_placement(offset: u64, len: usize) -> Result<(), MapError> {
+    let page = page_bytes();
+    if len == 0 {
+        return Err(MapError::Empty);
+    }
+    if !offset.is_multiple_of(page as u64) || !len.is_multiple_of(page) {
+        return Err(MapError::Misaligned { offset, len, page });
+    }
+    let end = offset.checked_add(len as u64).and_then(|end| i64::try_from(end).ok());
+    if end.is_none() || isize::try_from(len).is_err() {
+        return Err(MapError::TooLarge { offset, len });
+    }
+    Ok(())
+}
+
+fn protection(writable: bool) -> ProtFlags {
+    if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
+}
+
+/// A fresh shared mapping wherever there is room, not inherited by children.
+fn map_file(
+    file: &HostFile,
+    offset: u64,
+    len: usize,
+    writable: bool,
+) -> Result<NonNull<u8>, MapError> {
+    let null = std::ptr::null_mut();
+    // SAFETY: a mapping at an address of the kernel's choice takes the place of no other.
+    let start = unsafe { mmap(null, len, protection(writable), MapFlags::SHARED, file, offset) }
+        .map_err(|e| MapError::of("mmap", e))?;
+    keep_from_children(start, len).inspect_err(|_| {
+        // SAFETY: mapped above, known to nobody.
+        let _ = unsafe { munmap(start, len) };
+    })?;
+    NonNull::new(start.cast()).ok_or_else(|| MapError::Os {
+        call: "mmap",
+        source: io::Error::other("the kernel mapped the file at address zero"),
+    })
+}
+
+/// `MADV_DONTFORK`.
+fn keep_from_children(start: *mut c_void, len: usize) -> Result<(), MapError> {
+    // SAFETY: this advice changes nothing in this process.
+    unsafe { madvise(start, len, Madvise::LinuxDontFork) }
+        .map_err(|e| MapError::of("madvise(MADV_DONTFORK)", e))
 }

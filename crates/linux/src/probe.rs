@@ -1,195 +1,98 @@
-//! What this kernel and machine allow, found by trying.
+//! What this system can do for the cache, found by doing it.
+//!
+//! Nothing is inferred from the kernel's version: each entry is the outcome of a real attempt, on a
+//! nameless file in the directory for temporary files, with the rights that this process has.
 
-use std::fs;
+mod files;
+mod host;
+mod traps;
+
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 
-use crate::{FileMap, HostFile, PAGE, StoreTracker, Uffd, UffdMode, max_map_count};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 
-/// One finding.
-#[derive(Clone, Debug)]
+use crate::file::HostFile;
+
+/// One thing a system can or cannot do.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
-    /// What was tried.
+    /// A short, stable name, such as `userfaultfd`.
     pub name: &'static str,
-    /// It works.
+    /// Whether it is there, in full.
     pub ok: bool,
-    /// How it went.
+    /// What was found.
     pub detail: String,
-    /// What follows for pageferry.
+    /// What follows from it for the cache.
     pub consequence: String,
 }
 
-fn finding(name: &'static str, result: io::Result<String>, yes: &str, no: &str) -> Capability {
-    let (ok, detail) = match result {
-        Ok(detail) => (true, detail),
-        Err(error) => (false, error.to_string()),
-    };
-    Capability { name, ok, detail, consequence: if ok { yes } else { no }.to_owned() }
+/// What an attempt found, or why it failed.
+type Finding = Result<String, String>;
+
+/// An attempt and what follows from either outcome.
+struct Attempt {
+    name: &'static str,
+    run: fn() -> Finding,
+    then: &'static str,
+    otherwise: &'static str,
 }
 
-/// Tries everything. Takes some milliseconds; leaves nothing behind.
+/// Tries everything; takes some ten milliseconds.
 #[must_use]
 pub fn probe() -> Vec<Capability> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let uffd = Uffd::open();
-    let mode = match &uffd {
-        Ok(u) if u.mode() == UffdMode::KernelAndUser => {
-            Ok("accesses in user and kernel mode".into())
+    [host::ATTEMPTS, traps::ATTEMPTS, files::ATTEMPTS]
+        .into_iter()
+        .flatten()
+        .map(|attempt| {
+            let finding = (attempt.run)();
+            let ok = finding.is_ok();
+            Capability {
+                name: attempt.name,
+                ok,
+                detail: finding.unwrap_or_else(|error| error),
+                consequence: if ok { attempt.then } else { attempt.otherwise }.to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// A nameless file of `pages` pages of ones, open for reading and writing by us alone.
+fn scratch(pages: usize) -> Result<HostFile, String> {
+    let dir = std::env::temp_dir();
+    let failed = |error: String| format!("no file to try with in {}: {error}", dir.display());
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR)
+        .or_else(|_| memfd_create("pageferry-probe", MemfdFlags::CLOEXEC))
+        .map_err(|e| failed(e.to_string()))?;
+    let file = HostFile::from_fd(fd.as_fd()).map_err(|e| failed(e.to_string()))?;
+    file.write_at(&vec![1; pages * crate::page_bytes()], 0).map_err(|e| failed(e.to_string()))?;
+    Ok(file)
+}
+
+/// Fails with a sentence unless it holds.
+fn require(holds: bool, sentence: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(sentence.to_owned()) }
+}
+
+/// The last system call's error, after what it was for.
+fn last_error(call: &str) -> String {
+    format!("{call}: {}", io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_is_complete_and_named_once() {
+        let found = probe();
+        for capability in &found {
+            println!("{capability:?}");
+            assert!(!capability.detail.is_empty() && !capability.consequence.is_empty());
+            assert_eq!(found.iter().filter(|c| c.name == capability.name).count(), 1);
         }
-        Ok(_) => Ok("accesses in user mode only".to_owned()),
-        Err(e) => Err(io::Error::other(e.to_string())),
-    };
-    let kernel_faults = match &uffd {
-        Ok(u) if u.mode() == UffdMode::KernelAndUser => Ok("yes".into()),
-        Ok(_) => Err(io::Error::other(
-            "needs /dev/userfaultfd, CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1",
-        )),
-        Err(_) => Err(io::Error::other("no userfaultfd")),
-    };
-    let threads = match &uffd {
-        Ok(u) if u.names_threads() => Ok("yes".into()),
-        _ => Err(io::Error::other("the kernel does not say which thread waits")),
-    };
-    vec![
-        finding("kernel", Ok(release.trim().to_owned()), "", ""),
-        finding(
-            "userfaultfd",
-            mode,
-            "mappings wait for away pages",
-            "files cannot be mapped through the cache; everything else works",
-        ),
-        finding(
-            "system calls wait too",
-            kernel_faults,
-            "write(fd, mapped, ..) of an away page waits",
-            "a system call given away memory fails with EFAULT; copies through Map do not",
-        ),
-        finding(
-            "faults name their thread",
-            threads,
-            "a thread that waits for itself gets SIGBUS",
-            "a thread that touches what it has pinned itself waits until it is released",
-        ),
-        finding(
-            "own stores are tracked",
-            tracking(),
-            "after CPU stores only the pages stored to move again",
-            "after CPU stores through a mapping all its copies move again",
-        ),
-        finding(
-            "fine-grained ctime",
-            fine_ctime(),
-            "a write right after another shows",
-            "a change inside one clock tick can hide from a stamp",
-        ),
-        finding(
-            "vm.max_map_count",
-            Ok(max_map_count().to_string()),
-            "limits scattered away ranges under a mapping",
-            "",
-        ),
-        finding(
-            "fanotify, unprivileged",
-            fanotify(0x200),
-            "others' opens and writes can be noticed (used from the next version on)",
-            "others' changes show by size and times only",
-        ),
-        finding(
-            "fanotify, pre-content",
-            fanotify(0x8),
-            "others' accesses could be made to wait (not used yet)",
-            "needs CAP_SYS_ADMIN and Linux 6.14",
-        ),
-        finding(
-            "file leases",
-            lease(),
-            "exclusive use can be proven (not used yet)",
-            "exclusive use cannot be proven",
-        ),
-        finding(
-            "transparent huge pages",
-            huge(),
-            "the software device's memory is cheap to reach",
-            "the software device works, a little slower",
-        ),
-        finding("memory available", memory(), "", "unknown"),
-    ]
-}
-
-fn scratch(pages: usize) -> io::Result<Arc<HostFile>> {
-    let path = std::env::temp_dir().join(format!("pageferry-probe-{}", std::process::id()));
-    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    file.set_len((pages * PAGE) as u64)?;
-    use std::os::fd::AsFd;
-    HostFile::from_fd(file.as_fd()).map(Arc::new).map_err(io::Error::other)
-}
-
-fn tracking() -> io::Result<String> {
-    let map = FileMap::new(scratch(4)?, 0, 4 * PAGE, true).map_err(io::Error::other)?;
-    let tracker = StoreTracker::open()?;
-    let scan = |map: &FileMap| map.scan(&tracker, 0..4 * PAGE).map_err(io::Error::other);
-    map.track(&tracker, 0..4 * PAGE).map_err(io::Error::other)?;
-    scan(&map)?;
-    map.store_u8(2 * PAGE, 1).map_err(io::Error::other)?;
-    match scan(&map)?.as_slice() {
-        [one] if *one == (2 * PAGE..3 * PAGE) => Ok("write-protect-async and PAGEMAP_SCAN".into()),
-        other => Err(io::Error::other(format!("one store was reported as {other:?}"))),
+        let kernel = found.iter().find(|c| c.name == "kernel").expect("kernel");
+        assert!(kernel.ok);
     }
-}
-
-fn fine_ctime() -> io::Result<String> {
-    let file = scratch(1)?;
-    let mut hidden = 0;
-    for _ in 0..50 {
-        let before = file.observe()?;
-        file.write_at(b"x", 0)?;
-        hidden += u32::from(file.observe()?.ctime == before.ctime);
-    }
-    if hidden == 0 {
-        Ok("50 of 50 writes showed".into())
-    } else {
-        Err(io::Error::other(format!("{hidden} of 50 writes did not show")))
-    }
-}
-
-/// `fanotify_init` with a class or report flag.
-fn fanotify(flags: libc::c_uint) -> io::Result<String> {
-    // SAFETY: the call takes flags by value and returns a new descriptor or an error.
-    let fd = unsafe { libc::fanotify_init(flags | libc::FAN_CLOEXEC, libc::O_CLOEXEC as u32) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor just created, owned by nobody else.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok("yes".into())
-}
-
-fn lease() -> io::Result<String> {
-    use std::os::fd::AsFd;
-    let file = scratch(1)?;
-    let set = |kind: libc::c_int| {
-        // SAFETY: a lease command on a descriptor of ours, arguments by value.
-        let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    set(libc::F_WRLCK)?;
-    set(libc::F_UNLCK)?;
-    Ok("yes, on own files".into())
-}
-
-fn huge() -> io::Result<String> {
-    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")?;
-    let chosen = text.split_whitespace().find(|w| w.starts_with('['));
-    match chosen {
-        Some("[never]") | None => Err(io::Error::other("never")),
-        Some(word) => Ok(word.trim_matches(['[', ']']).to_owned()),
-    }
-}
-
-fn memory() -> io::Result<String> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    line.map(|l| l.trim().to_owned()).ok_or_else(|| io::Error::other("not said"))
 }

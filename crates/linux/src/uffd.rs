@@ -1,270 +1,183 @@
-//! userfaultfd: CPU accesses that wait, and the events that tell of them.
+//! The descriptor through which the kernel tells of CPU accesses to pages that are away.
 //!
-//! A range registered here that is *moved* (`mremap`) stays registered, because the remap event is
-//! asked for; the thread that moves it blocks until that event has been read. So the thread that
-//! reads events must never move a range.
+//! # Rules
+//! - Somebody has to read: [`Uffd::wait`], in a thread of its own. Moving a placeholder into place
+//!   ([`FileMap::trap`](crate::FileMap::trap)) waits until the reader has taken the `REMAP` event
+//!   that the move causes, so **the reader never moves**, nor waits for someone who does. It never
+//!   touches trapped memory either.
+//! - The same fault may be told more than once: after a wake that came too early, after a signal
+//!   handler has run in between, and some hundred thousand times a second while a thread inside a
+//!   system call has a signal pending (see [`signal`](crate::signal)).
+//! - Closing the descriptor would turn every placeholder into ordinary zeros. Therefore each
+//!   [`FileMap`](crate::FileMap) keeps the `Uffd` it has trapped with alive. (Nothing helps against
+//!   a program that closes descriptors it does not know, as `close_range(3, ..)` does.)
+//!
+//! # Privileges
+//! A descriptor that also catches accesses made *inside system calls* (`write(fd, trapped, n)`)
+//! needs the right to open `/dev/userfaultfd`, or CAP_SYS_PTRACE, or
+//! `vm.unprivileged_userfaultfd = 1`. Without, the kernel gives a user-mode-only one, and such
+//! system calls fail with `EFAULT`. `EVENT_REMAP`, `THREAD_ID`, `POISON` and `WP_ASYNC` are had
+//! without privileges (only `EVENT_FORK`, which is not used here, is not).
 
-use std::fs::OpenOptions;
+mod event;
+mod handshake;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use linux_raw_sys::general as raw;
-use linux_raw_sys::ioctl;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::mm::UserfaultfdFlags;
+use linux_raw_sys::{general as raw, ioctl as numbers};
 
-/// What an access in the kernel's name (a system call given trapped memory) does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UffdMode {
-    /// It waits like any other.
-    KernelAndUser,
-    /// It fails with `EFAULT`: all that an ordinary user gets where
-    /// `vm.unprivileged_userfaultfd` is 0 and `/dev/userfaultfd` is closed to them.
-    UserOnly,
-}
+use crate::abi;
+pub use event::{Event, Fault, Wakeup};
+pub(crate) use handshake::{Features, connect};
+pub use handshake::{UffdError, UffdMode};
 
-/// userfaultfd is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum UffdError {
-    /// Refused.
-    #[error(
-        "userfaultfd is refused ({source}): allow access to /dev/userfaultfd, or the system call (containers block it)"
-    )]
-    Refused {
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The kernel lacks a feature.
-    #[error("this kernel's userfaultfd lacks {feature} ({source})")]
-    Lacks {
-        /// Which.
-        feature: &'static str,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-/// Something happened to a registered range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A thread waits at an address.
-    Fault {
-        /// The page's address.
-        addr: usize,
-        /// It wants to store.
-        write: bool,
-        /// The thread, if the kernel says so.
-        tid: Option<u32>,
-    },
-    /// A range was moved (by us); its mover may go on.
-    Remap,
-    /// Anything else.
-    Other,
-}
-
-/// Ends a wait for events, from any thread, for good.
-#[derive(Debug)]
-pub struct Stop(OwnedFd);
-
-impl Stop {
-    /// Not stopped yet.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn new() -> io::Result<Stop> {
-        Ok(Stop(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    /// Stops.
-    pub fn stop(&self) {
-        // Cannot fail but by overflow, which is stopped as well.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-}
-
-/// A userfaultfd context for missing pages.
+/// A userfaultfd for missing pages, and the means to stop whoever reads it.
+///
+/// # Invariants
+/// - `fd` is non-blocking and has agreed on `EVENT_REMAP`; a placeholder that moves stays trapped.
+/// - Only anonymous placeholders of [`FileMap`](crate::FileMap)s are ever registered with it.
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
+    /// Readable for ever once the reader is to stop.
+    stop: OwnedFd,
     mode: UffdMode,
-    names_threads: bool,
-}
-
-/// Creates a context: the most capable kind that we may have.
-pub(crate) fn create() -> Result<(OwnedFd, UffdMode), UffdError> {
-    const NEW: libc::c_ulong = 0xAA00; // USERFAULTFD_IOC_NEW: _IO(0xAA, 0)
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    if let Ok(device) = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd") {
-        // SAFETY: the ioctl takes flags by value and returns a new descriptor or an error.
-        let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW as _, flags) };
-        if fd >= 0 {
-            // SAFETY: a descriptor just created, owned by nobody else.
-            return Ok((unsafe { OwnedFd::from_raw_fd(fd) }, UffdMode::KernelAndUser));
-        }
-    }
-    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: a context has no effect on memory before ranges are registered with it.
-    if let Ok(fd) = unsafe { rustix::mm::userfaultfd(flags) } {
-        return Ok((fd, UffdMode::KernelAndUser));
-    }
-    let user_only = UserfaultfdFlags::from_bits_retain(raw::UFFD_USER_MODE_ONLY);
-    // SAFETY: as above.
-    match unsafe { rustix::mm::userfaultfd(flags | user_only) } {
-        Ok(fd) => Ok((fd, UffdMode::UserOnly)),
-        Err(source) => Err(UffdError::Refused { source: source.into() }),
-    }
-}
-
-/// Performs an ioctl whose argument is a struct of its own type.
-pub(crate) fn control<T>(fd: &OwnedFd, request: u32, arg: &mut T) -> io::Result<i32> {
-    // SAFETY: every caller pairs a request with the struct that the kernel's headers give it; the
-    // kernel reads and writes only that struct.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(arg)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-pub(crate) fn handshake(fd: &OwnedFd, features: u64) -> io::Result<()> {
-    let mut api = raw::uffdio_api { api: 0xAA, features, ioctls: 0 };
-    control(fd, ioctl::UFFDIO_API, &mut api).map(drop)
+    features: Features,
+    /// The thread that waited last, 0 before there was one: it must not move placeholders.
+    reader: AtomicU32,
 }
 
 impl Uffd {
-    /// Opens a context.
+    /// The most capable descriptor this process may have.
     ///
     /// # Errors
-    /// [`UffdError`].
+    /// [`UffdError`] names what stands in the way.
     pub fn open() -> Result<Uffd, UffdError> {
-        let remap = u64::from(raw::UFFD_FEATURE_EVENT_REMAP);
-        let named = remap | u64::from(raw::UFFD_FEATURE_THREAD_ID);
-        for (features, names_threads) in [(named, true), (remap, false)] {
-            // A context whose handshake failed cannot shake hands again.
-            let (fd, mode) = create()?;
-            match handshake(&fd, features) {
-                Ok(()) => return Ok(Uffd { fd, mode, names_threads }),
-                Err(_) if names_threads => {}
-                Err(source) => return Err(UffdError::Lacks { feature: "EVENT_REMAP", source }),
-            }
-        }
-        Err(UffdError::Refused { source: io::ErrorKind::Unsupported.into() })
+        Uffd::open_as(&[UffdMode::KernelAndUser, UffdMode::UserOnly])
     }
 
-    /// What accesses in the kernel's name do.
+    /// A descriptor of the given mode and no other.
+    ///
+    /// # Errors
+    /// As [`open`](Uffd::open).
+    pub fn open_mode(mode: UffdMode) -> Result<Uffd, UffdError> {
+        Uffd::open_as(&[mode])
+    }
+
+    fn open_as(modes: &[UffdMode]) -> Result<Uffd, UffdError> {
+        let optional = Features::THREAD_ID | Features::POISON | Features::EXACT_ADDRESS;
+        let (fd, mode, features) = connect(modes, Features::EVENT_REMAP, optional)?;
+        let stop = rustix::event::eventfd(
+            0,
+            rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+        )
+        .map_err(|e| UffdError::Os { call: "eventfd", source: e.into() })?;
+        Ok(Uffd { fd, stop, mode, features, reader: AtomicU32::new(0) })
+    }
+
+    /// Whether accesses inside system calls are caught as well.
     #[must_use]
     pub fn mode(&self) -> UffdMode {
         self.mode
     }
 
-    /// Events tell which thread waits.
+    /// Whether faults tell which thread they stopped.
     #[must_use]
-    pub fn names_threads(&self) -> bool {
-        self.names_threads
+    pub fn tells_thread(&self) -> bool {
+        self.features.contains(Features::THREAD_ID)
     }
 
-    /// Waits for events and appends them. `false` once stopped.
+    /// Whether [`FileMap::poison`](crate::FileMap::poison) works.
+    #[must_use]
+    pub fn can_poison(&self) -> bool {
+        self.features.contains(Features::POISON)
+    }
+
+    /// Whether the calling thread is the one that waited for events last.
+    pub(crate) fn is_reader(&self) -> bool {
+        self.reader.load(Ordering::Relaxed) == crate::tid::current_tid()
+    }
+
+    /// Registers `range` for missing faults.
     ///
-    /// # Errors
-    /// The system's.
-    pub fn wait_events(&self, stop: &Stop, events: &mut Vec<Event>) -> io::Result<bool> {
-        loop {
-            let mut fds =
-                [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&stop.0, PollFlags::IN)];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
+    /// # Safety
+    /// `range` must be anonymous memory that belongs to the caller and that nothing refers to:
+    /// from now on accesses to it wait.
+    pub(crate) unsafe fn register(&self, range: Range<usize>) -> io::Result<()> {
+        // SAFETY: the caller's promise is the callee's condition.
+        unsafe { register(self.fd.as_fd(), range, abi::MISSING) }
+    }
+
+    /// Wakes every thread that waits in `range`. Each repeats its access, and traps again if the
+    /// range still is a placeholder.
+    pub(crate) fn wake(&self, range: Range<usize>) -> io::Result<()> {
+        let mut argument = raw::uffdio_range { start: range.start as u64, len: range.len() as u64 };
+        // SAFETY: UFFDIO_WAKE takes a `uffdio_range` and touches no memory; a thread that is woken
+        // repeats its access, which is what it would have done at any time after a signal.
+        unsafe { abi::ioctl(self.fd.as_fd(), numbers::UFFDIO_WAKE, &mut argument) }?;
+        Ok(())
+    }
+
+    /// Makes every page of `range` fail: `SIGBUS` for a load or store, `EFAULT` in a system call.
+    ///
+    /// # Safety
+    /// `range` must be registered with this descriptor and nothing in Rust may rely on being able
+    /// to access it.
+    pub(crate) unsafe fn poison(&self, range: Range<usize>) -> io::Result<()> {
+        let page = crate::page_bytes();
+        let mut at = range.start;
+        while at < range.end {
+            let mut argument = raw::uffdio_poison {
+                range: raw::uffdio_range { start: at as u64, len: (range.end - at) as u64 },
+                mode: 0,
+                updated: 0,
+            };
+            // SAFETY: the number goes with the struct (checked in `abi`); what becomes inaccessible
+            // is a placeholder by the caller's word.
+            let result = unsafe { abi::ioctl(self.fd.as_fd(), abi::UFFDIO_POISON, &mut argument) };
+            match result {
+                Ok(_) => break,
+                // Stopped part of the way, for one of the reasons below.
+                Err(_) if argument.updated > 0 => {
+                    at += usize::try_from(argument.updated).unwrap_or(page);
+                }
+                // Poisoned already.
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => at += page,
+                // Another thread is moving a placeholder: until the reader has heard of it.
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(e) => return Err(e),
             }
-            let [ours, stopped] = fds.map(|fd| !fd.revents().is_empty());
-            if stopped {
-                return Ok(false);
-            }
-            if ours && self.read(events)? {
-                return Ok(true);
-            }
         }
-    }
-
-    fn read(&self, events: &mut Vec<Event>) -> io::Result<bool> {
-        const MESSAGE: usize = size_of::<raw::uffd_msg>();
-        const _: () = assert!(MESSAGE == 32);
-        let mut buf = [0u8; 64 * MESSAGE];
-        let n = match rustix::io::read(&self.fd, &mut buf) {
-            Ok(n) => n,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        for message in buf[..n].chunks_exact(MESSAGE) {
-            events.push(self.decode(message));
-        }
-        Ok(n > 0)
-    }
-
-    /// The layout of `struct uffd_msg`: event, padding, then flags, address and thread of a fault.
-    fn decode(&self, message: &[u8]) -> Event {
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&message[at..at + 8]);
-            u64::from_ne_bytes(bytes)
-        };
-        match message[0] {
-            0x12 => Event::Fault {
-                addr: (word(16) as usize) & !(crate::PAGE - 1),
-                write: word(8) & 1 != 0,
-                tid: self.names_threads.then_some(word(24) as u32),
-            },
-            0x14 => Event::Remap,
-            _ => Event::Other,
-        }
-    }
-
-    /// Registers a range of anonymous memory: accesses of pages not there wait.
-    pub(crate) fn register(&self, addr: usize, len: usize) -> io::Result<()> {
-        let mode = 1; // UFFDIO_REGISTER_MODE_MISSING
-        register(&self.fd, addr, len, mode)
-    }
-
-    /// Lets the waiters of a range try again.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn wake(&self, addr: usize, len: usize) -> io::Result<()> {
-        let mut range = raw::uffdio_range { start: addr as u64, len: len as u64 };
-        control(&self.fd, ioctl::UFFDIO_WAKE, &mut range).map(drop)
-    }
-
-    /// Makes a missing page an error: accesses of it get SIGBUS (`BUS_MCEERR_AR`, with the address),
-    /// system calls given it fail or are cut short; who waits for it is woken.
-    ///
-    /// This is how a thread is told that the page it waits for will not come. A signal sent to it
-    /// would not do: the kernel lets a thread send a SIGBUS with an address only to itself
-    /// (`EPERM` for every positive `si_code`), and one that waits inside a system call would not
-    /// take it.
-    ///
-    /// # Errors
-    /// The system's; kernels before 6.6 lack it.
-    pub fn poison(&self, addr: usize, len: usize) -> io::Result<()> {
-        #[repr(C)]
-        struct Poison {
-            range: raw::uffdio_range,
-            mode: u64,
-            updated: i64,
-        }
-        // _IOWR(0xAA, 0x08, struct uffdio_poison)
-        const UFFDIO_POISON: u32 = 0xC000_0000 | (size_of::<Poison>() as u32) << 16 | 0xAA08;
-        const _: () = assert!(UFFDIO_POISON == 0xC020_AA08);
-        let range = raw::uffdio_range { start: addr as u64, len: len as u64 };
-        let mut poison = Poison { range, mode: 0, updated: 0 };
-        control(&self.fd, UFFDIO_POISON, &mut poison).map(drop)
+        // Parts that were done in an interrupted call may have waiters left.
+        self.wake(range)
     }
 }
 
 impl AsFd for Uffd {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-pub(crate) fn register(fd: &OwnedFd, addr: usize, len: usize, mode: u64) -> io::Result<()> {
-    let range = raw::uffdio_range { start: addr as u64, len: len as u64 };
-    let mut register = raw::uffdio_register { range, mode, ioctls: 0 };
-    control(fd, ioctl::UFFDIO_REGISTER, &mut register).map(drop)
+/// `UFFDIO_REGISTER`.
+///
+/// # Safety
+/// What accesses to `range` do under `mode` must be fine for everything that may access it.
+pub(crate) unsafe fn register(
+    fd: BorrowedFd<'_>,
+    range: Range<usize>,
+    mode: u64,
+) -> io::Result<()> {
+    let mut argument = raw::uffdio_register {
+        range: raw::uffdio_range { start: range.start as u64, len: range.len() as u64 },
+        mode,
+        ioctls: 0,
+    };
+    // SAFETY: the number goes with the struct (both from linux-raw-sys); the effect on the range is
+    // the caller's promise.
+    unsafe { abi::ioctl(fd, numbers::UFFDIO_REGISTER, &mut argument) }?;
+    Ok(())
 }

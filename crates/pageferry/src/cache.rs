@@ -98,7 +98,7 @@ impl Cache {
 
     fn adopt(&self, io: HostFile, name: String) -> Result<File> {
         let shared = &self.inner.shared;
-        let (id, writable) = (io.id(), io.is_writable());
+        let (id, writable) = (io.identity(), io.is_writable());
         let mut table = self.inner.table.lock();
         let known = table.get(&id).and_then(|key| shared.files.read().get(key).cloned());
         let backing = match known {
@@ -109,7 +109,7 @@ impl Cache {
             None => {
                 let seen = io.observe().map_err(|e| os_error(&format!("statx of {name}"), &e))?;
                 let observed = pageferry_engine::Observed {
-                    bytes: seen.bytes,
+                    bytes: seen.size,
                     stamp: pageferry_engine::Stamp { mtime: seen.mtime, ctime: seen.ctime },
                 };
                 let key = shared.core.lock().engine.add_file(observed);
@@ -211,7 +211,7 @@ impl Inner {
         if *handles > 0 {
             return Ok(());
         }
-        let id = backing.io().id();
+        let id = backing.io().identity();
         self.shared.close(backing)?;
         table.remove(&id);
         Ok(())
@@ -287,10 +287,13 @@ pub(crate) fn os_error(what: &str, error: &std::io::Error) -> Error {
 
 fn open_error(name: &str, error: OpenError) -> Error {
     match error {
-        OpenError::NotRegular { what } => Error::NotRegularFile { name: name.into(), what },
+        OpenError::NotRegular { kind } => {
+            Error::NotRegularFile { name: name.into(), what: kind.to_string() }
+        }
         OpenError::WriteOnly => Error::InvalidArgument(format!(
             "{name} is open for writing only; the cache has to read it too: open it read-write"
         )),
-        OpenError::Os(error) => os_error(&format!("opening {name}"), &error),
+        OpenError::Os { source, .. } => os_error(&format!("opening {name}"), &source),
+        error => Error::InvalidArgument(format!("{name}: {error}")),
     }
 }

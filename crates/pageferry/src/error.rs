@@ -18,12 +18,12 @@ pub enum Error {
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
     /// Not a regular file.
-    #[error("{name} is a {what}, not a regular file; only regular files have pages to cache")]
+    #[error("{name} is {what}, not a regular file; only regular files have pages to cache")]
     NotRegularFile {
         /// The path or descriptor as given.
         name: String,
-        /// "directory", "fifo", ...
-        what: &'static str,
+        /// "a directory", "a FIFO", ...
+        what: String,
     },
     /// The range reaches beyond the page that holds the end of file.
     #[error(

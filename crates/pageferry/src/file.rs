@@ -201,7 +201,9 @@ impl File {
         }
         let known = self.handle.cache.shared.core.lock().engine.file_bytes(self.key());
         let resizes = known.is_none_or(|b| range.end > b);
-        self.change("write", range, resizes, &mut |io| io.write_at(bytes, offset))
+        self.change("write", range, resizes, &mut |io| {
+            io.write_at(bytes, offset).map_err(|e| e.source)
+        })
     }
 
     /// Sets the size like `ftruncate`. Never waits for pins: a pin over bytes that are cut off

@@ -8,10 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pageferry_engine::range::RangeSet;
 use pageferry_engine::{MapKey, Request};
-use pageferry_linux::{AccessError, FileMap, StoreTracker, Uffd};
-use parking_lot::Mutex;
+use pageferry_linux::{AccessError, FileMap, StoreTracker, StoredPages, Uffd};
 
 use crate::perform::map_error;
 use crate::shared::Shared;
@@ -25,9 +23,6 @@ pub(crate) struct Mapped {
     pub(crate) file: pageferry_engine::FileKey,
     pub(crate) map: FileMap,
     uffd: Arc<Uffd>,
-    tracker: Option<StoreTracker>,
-    /// Parts that were mapped anew and are not tracked since: any store to them is unseen.
-    untracked: Mutex<RangeSet>,
 }
 
 impl Mapped {
@@ -37,8 +32,10 @@ impl Mapped {
     }
 
     /// Lets the waiters of the page at an address try again.
-    pub(crate) fn wake(&self, addr: usize) -> std::io::Result<()> {
-        self.map.wake(&self.uffd, addr - self.map.as_ptr() as usize)
+    pub(crate) fn wake(&self, addr: usize) -> Result<()> {
+        let Some(at) = self.map.offset_of(addr) else { return Ok(()) };
+        let page = at & !4095;
+        self.map.wake(&self.uffd, page..page + 4096).map_err(map_error)
     }
 
     pub(crate) fn key(&self) -> MapKey {
@@ -51,49 +48,31 @@ impl Mapped {
     }
 
     pub(crate) fn trap(&self, range: &Range<u64>) -> Result<()> {
-        self.map.trap(&self.uffd, self.inside(range)).map_err(map_error)?;
-        self.untracked.lock().add(range.clone());
-        Ok(())
-    }
-
-    /// Ends the waiting for a page with an error, and makes later accesses wait again.
-    pub(crate) fn expel(&self, at: u64) -> Result<()> {
-        let page = self.inside(&(at & !4095..(at & !4095) + 4096));
-        let os = |e: std::io::Error| crate::cache::os_error("poisoning a page", &e);
-        self.map.poison(&self.uffd, page.start).map_err(os)?;
-        // Time for the woken thread to meet the error. If it is slower than that, it waits again
-        // and is expelled again.
-        std::thread::sleep(EXPEL_GRACE);
-        self.map.trap(&self.uffd, page).map_err(map_error)
+        self.map.trap(&self.uffd, self.inside(range)).map_err(map_error)
     }
 
     pub(crate) fn untrap(&self, range: &Range<u64>) -> Result<()> {
         self.map.untrap(&self.uffd, self.inside(range)).map_err(map_error)
     }
 
-    /// The parts of the range stored to since last asked, `None` if nobody can tell. Trapped pages
-    /// must not be asked about; they are left out.
-    pub(crate) fn scan_stores(
-        &self,
-        range: &Range<u64>,
-        trapped: &RangeSet,
-    ) -> Result<Option<Vec<Range<u64>>>> {
-        let Some(tracker) = &self.tracker else { return Ok(None) };
-        let mut stored = Vec::new();
-        for open in trapped.gaps(range.clone()) {
-            let mut untracked = self.untracked.lock();
-            let anew: Vec<_> = untracked.overlaps(open.clone()).map(|(r, ())| r).collect();
-            for part in anew {
-                self.map.track(tracker, self.inside(&part)).map_err(map_error)?;
-                untracked.remove(part.clone());
-                // The scan below reports all of it: nothing of it was ever armed.
-            }
-            drop(untracked);
-            let base = self.map.file_offset();
-            let found = self.map.scan(tracker, self.inside(&open)).map_err(map_error)?;
-            stored.extend(found.iter().map(|r| base + r.start as u64..base + r.end as u64));
-        }
-        Ok(Some(stored))
+    /// Ends the waiting for a page with an error, and makes later accesses wait again.
+    pub(crate) fn expel(&self, at: u64) -> Result<()> {
+        let page = self.inside(&(at & !4095..(at & !4095) + 4096));
+        self.map.poison(&self.uffd, page.clone()).map_err(map_error)?;
+        // Time for the woken thread to meet the error. If it is slower than that, it waits again
+        // and is expelled again.
+        std::thread::sleep(EXPEL_GRACE);
+        self.map.rearm(&self.uffd, page).map_err(map_error)
+    }
+
+    /// The parts of the range stored to since last asked, `None` if nobody can tell.
+    pub(crate) fn scan_stores(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
+        let base = self.map.file_offset();
+        let in_file = |r: Range<usize>| base + r.start as u64..base + r.end as u64;
+        Ok(match self.map.scan_stores(self.inside(range)).map_err(map_error)? {
+            StoredPages::Known(runs) => Some(runs.into_iter().map(in_file).collect()),
+            StoredPages::Unknown => None,
+        })
     }
 }
 
@@ -134,25 +113,21 @@ impl Map {
             return Err(Error::InvalidArgument(what));
         }
         let start = range.start & !4095;
-        let len = usize::try_from(range.end - start)
+        let len = usize::try_from((range.end - start).next_multiple_of(4096))
             .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
         let uffd = shared.trap_events()?;
-        let map =
-            FileMap::new(file.handle.backing.io(), start, len, writable).map_err(map_error)?;
-        let tracker = if writable { StoreTracker::open().ok() } else { None };
-        let mut untracked = RangeSet::new();
-        let whole = start..start + map.len() as u64;
-        if let Some(tracker) = &tracker {
-            // Nobody knows the address yet: what the first scan reports is not a store.
-            let armed =
-                map.track(tracker, 0..map.len()).and_then(|()| map.scan(tracker, 0..map.len()));
-            if armed.is_err() {
-                untracked.add(whole.clone());
-            }
-        }
+        let io = file.handle.backing.io();
+        let tracker = if writable { StoreTracker::open().ok().map(Arc::new) } else { None };
+        let map = match &tracker {
+            Some(tracker) => FileMap::tracked(&io, start, len, writable, tracker),
+            None => FileMap::new(&io, start, len, writable),
+        };
+        let map = map.map_err(map_error)?;
+        // Nobody knows the address yet: what the first scan reports is not a store.
+        map.scan_stores(0..map.len()).map_err(map_error)?;
         let file_key = file.handle.backing.key;
-        let untracked = Mutex::new(untracked);
-        let mapped = Arc::new(Mapped { file: file_key, map, uffd, tracker, untracked });
+        let whole = start..start + map.len() as u64;
+        let mapped = Arc::new(Mapped { file: file_key, map, uffd });
         let key = mapped.key();
         shared.maps.write().insert(key, Arc::clone(&mapped));
         let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
@@ -219,28 +194,20 @@ impl Map {
             self.touch(at, len)?;
             match copy() {
                 Ok(()) => return Ok(()),
-                Err(AccessError::Fault { at: fault }) => {
-                    let byte = self.offset() + fault as u64;
-                    let file_bytes = self.file.len()?;
-                    if byte & !4095 >= file_bytes {
-                        let start = self.offset() + at as u64;
-                        return Err(Error::PastEof {
-                            range: start..start + len as u64,
-                            file_bytes,
-                        });
-                    }
-                    // Trapped anew in between, where system calls do not wait.
-                }
-                Err(AccessError::Outside { range, len }) => {
-                    return Err(Error::InvalidArgument(format!(
-                        "bytes {}..{} are outside of the mapping of {len} bytes",
-                        range.start, range.end
-                    )));
+                // Trapped anew in between, where system calls do not wait.
+                Err(AccessError::Away { .. }) => {}
+                Err(AccessError::PastEof { size, .. }) => {
+                    let start = self.offset() + at as u64;
+                    return Err(Error::PastEof {
+                        range: start..start + len as u64,
+                        file_bytes: size,
+                    });
                 }
                 Err(AccessError::ReadOnly) => return Err(Error::ReadOnly("the mapping".into())),
-                Err(error) => {
-                    return Err(Error::Os { what: error.to_string(), errno: libc::EIO });
+                Err(AccessError::Os { source, .. }) => {
+                    return Err(crate::cache::os_error("accessing the mapping", &source));
                 }
+                Err(error) => return Err(Error::InvalidArgument(error.to_string())),
             }
         }
         Err(Error::Os { what: "accessing the mapping".into(), errno: libc::EBUSY })
@@ -264,18 +231,14 @@ impl Map {
         self.retrying(at, bytes.len(), || self.mapped.map.copy_in(at, bytes))
     }
 
-    /// Brings home and makes durable what a range of the mapping holds (`msync(MS_SYNC)`).
+    /// Brings home and makes durable what a range of the mapping holds, as `msync(MS_SYNC)` would
+    /// (which knows nothing of away pages).
     ///
     /// # Errors
     /// As [`File::sync`].
     pub fn sync(&self, range: Range<usize>) -> Result<()> {
         let file = self.offset() + range.start as u64..self.offset() + range.end as u64;
-        self.file.flush(file.clone())?;
-        match self.mapped.map.sync(range) {
-            Ok(()) => Ok(()),
-            // msync refuses placeholders of pages that are still under write pins: fsync does not.
-            Err(_) => self.file.sync_range(file),
-        }
+        self.file.sync_range(file)
     }
 
     /// Unmaps. What is away stays away; nothing is lost.
@@ -312,7 +275,7 @@ macro_rules! atomics {
                 /// [`Error::InvalidArgument`] if it is outside or misaligned.
                 #[inline]
                 pub fn $load(&self, at: usize) -> Result<$type> {
-                    self.mapped.map.$load(at).map_err(|e| Error::InvalidArgument(e.to_string()))
+                    self.mapped.map.load::<$type>(at).map_err(|e| Error::InvalidArgument(e.to_string()))
                 }
 
                 /// Stores a value `at` bytes into the mapping, aligned to its size.
@@ -322,7 +285,7 @@ macro_rules! atomics {
                 /// read-only.
                 #[inline]
                 pub fn $store(&self, at: usize, value: $type) -> Result<()> {
-                    self.mapped.map.$store(at, value).map_err(|e| Error::InvalidArgument(e.to_string()))
+                    self.mapped.map.store(at, value).map_err(|e| Error::InvalidArgument(e.to_string()))
                 }
             )*
         }

@@ -54,14 +54,14 @@ pub(crate) fn map_error(error: MapError) -> Error {
     match error {
         MapError::OutOfVmas { max_map_count } => Error::OutOfVmas { max_map_count },
         MapError::ReadOnlyFile => Error::ReadOnly("the file".into()),
-        MapError::Invalid(what) => Error::InvalidArgument(what),
-        MapError::Os(error) => Error::Os { what: "mapping the file".into(), errno: errno(&error) },
+        MapError::Os { call, source } => Error::Os { what: call.into(), errno: errno(&source) },
+        error => Error::InvalidArgument(error.to_string()),
     }
 }
 
 fn observe(io: &HostFile) -> Result<Observed> {
     let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
-    Ok(Observed { bytes: seen.bytes, stamp: Stamp { mtime: seen.mtime, ctime: seen.ctime } })
+    Ok(Observed { bytes: seen.size, stamp: Stamp { mtime: seen.mtime, ctime: seen.ctime } })
 }
 
 impl Backing {
@@ -84,9 +84,8 @@ impl Shared {
     ) -> Result<Reply<Error>, Failure> {
         match action {
             Action::Observe { file } => Ok(Reply::Observed(self.backing(*file)?.observe()?)),
-            Action::ScanStores { file, map, range } => {
-                let trapped = self.core.lock().engine.trapped(*file, *map, range);
-                Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range, &trapped)?))
+            Action::ScanStores { map, range, .. } => {
+                Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range)?))
             }
             Action::Trap { map, range, .. } => {
                 self.mapped(*map)?.trap(range)?;
@@ -219,7 +218,7 @@ impl Shared {
         if inside.start < inside.end {
             let mut at = inside.start;
             let mut sink = |piece: &[u8]| {
-                io.write_at(piece, at)?;
+                io.write_at(piece, at).map_err(|e| e.source)?;
                 at += piece.len() as u64;
                 Ok(())
             };

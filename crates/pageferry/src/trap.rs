@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pageferry_engine::{OpKey, Refusal, Request, Step};
-use pageferry_linux::{Event, Stop, Uffd};
+use pageferry_linux::{Event, Uffd, Wakeup};
 
 use crate::map::Mapped;
 use crate::shared::{Core, Shared, Tally};
@@ -26,7 +26,6 @@ pub(crate) struct Fault {
 /// The threads.
 pub(crate) struct TrapService {
     uffd: Arc<Uffd>,
-    stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -44,7 +43,9 @@ struct Touching {
 impl TrapService {
     /// Ends both threads. No mapping may be left.
     pub(crate) fn stop(self) {
-        self.stop.stop();
+        if let Err(error) = self.uffd.stop() {
+            tracing::error!(%error, "stopping the event reader failed");
+        }
         for thread in self.threads {
             // They do not panic; if one did, its message was printed.
             let _ = thread.join();
@@ -61,34 +62,33 @@ impl Shared {
         }
         let uffd = Arc::new(Uffd::open().map_err(|e| Error::Unsupported(e.to_string()))?);
         let os = |e: &std::io::Error| crate::cache::os_error("starting the trap service", e);
-        let stop = Arc::new(Stop::new().map_err(|e| os(&e))?);
         let mut threads = Vec::new();
         let mut start = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(body);
             thread.map(|t| threads.push(t)).map_err(|e| os(&e))
         };
-        let (shared, events, halt) = (Arc::clone(self), Arc::clone(&uffd), Arc::clone(&stop));
-        start("pageferry-events", Box::new(move || shared.read_events(&events, &halt)))?;
+        let (shared, events) = (Arc::clone(self), Arc::clone(&uffd));
+        start("pageferry-events", Box::new(move || shared.read_events(&events)))?;
         let shared = Arc::clone(self);
         start("pageferry-touch", Box::new(move || shared.serve_touches()))?;
-        *service = Some(TrapService { uffd: Arc::clone(&uffd), stop, threads });
+        *service = Some(TrapService { uffd: Arc::clone(&uffd), threads });
         Ok(uffd)
     }
 
-    fn read_events(&self, uffd: &Uffd, stop: &Stop) {
+    fn read_events(&self, uffd: &Uffd) {
         let mut events = Vec::new();
         loop {
-            match uffd.wait_events(stop, &mut events) {
-                Ok(true) => {}
-                Ok(false) => return,
+            match uffd.wait(&mut events, None) {
+                Ok(Wakeup::Stopped) => return,
+                Ok(_) => {}
                 Err(error) => {
                     tracing::error!(%error, "reading userfaultfd events failed");
                     return;
                 }
             }
             let faults = events.drain(..).filter_map(|event| match event {
-                Event::Fault { addr, tid, .. } => Some(Fault { addr, tid }),
-                Event::Remap | Event::Other => None,
+                Event::Fault(fault) => Some(Fault { addr: fault.addr, tid: fault.tid }),
+                _ => None,
             });
             let mut core = self.core.lock();
             let known = core.faults.len();
@@ -107,10 +107,12 @@ impl Shared {
                 return;
             }
             while let Some(fault) = core.faults.pop_front() {
-                let found = self.maps.read().values().find(|m| holds(m, fault.addr)).cloned();
+                let find = |m: &&Arc<Mapped>| m.map.offset_of(fault.addr).is_some();
+                let found = self.maps.read().values().find(find).cloned();
                 // No mapping of ours any more: whoever waits there finds out by retrying.
                 let Some(mapped) = found else { continue };
-                let at = mapped.range().start + (fault.addr - mapped.map.as_ptr() as usize) as u64;
+                let inside = mapped.map.offset_of(fault.addr).unwrap_or(0);
+                let at = mapped.range().start + inside as u64;
                 let touch = Request::Touch { file: mapped.file, at };
                 let op = core.engine.submit(touch, fault.tid, true);
                 serving.push(Touching { op, fault, mapped, at, expelling: false });
@@ -185,9 +187,4 @@ impl Shared {
         let op = core.engine.submit(request, None, true);
         Some(Touching { op, fault: *fault, mapped: Arc::clone(mapped), at: *at, expelling: true })
     }
-}
-
-fn holds(mapped: &Mapped, addr: usize) -> bool {
-    let base = mapped.map.as_ptr() as usize;
-    (base..base + mapped.map.len()).contains(&addr)
 }

@@ -132,7 +132,7 @@ fn the_flusher_bounds_how_long_bytes_stay_away() {
 fn only_regular_files() {
     let r = rig(4);
     for (path, what) in
-        [(r.dir.path().to_owned(), "directory"), ("/dev/null".into(), "character device")]
+        [(r.dir.path().to_owned(), "a directory"), ("/dev/null".into(), "a character device")]
     {
         let Err(Error::NotRegularFile { what: found, .. }) = r.cache.open(&path).map(drop) else {
             panic!("{path:?}")

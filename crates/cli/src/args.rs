@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::size;
+
+/// A page cache in device memory for ordinary files.
+///
+/// Start with `pageferry demo`. Sizes take k, m, g and t (powers of 1024).
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// See it work: device phases and an unmodified sha256sum take turns over one file.
+    Demo(DemoArgs),
+    /// Run a built-in kernel over files, also larger than the device's memory.
+    Run(RunArgs),
+    /// A workbench in the manner of xfs_io: pins, device and CPU accesses, failures.
+    Io(IoArgs),
+    /// What the cache would make of a file.
+    Stat(FileArgs),
+    /// Where a range of a file is (a fresh process has nothing on its device yet).
+    Where(WhereArgs),
+    /// What this kernel and machine allow, and what follows.
+    Doctor(DoctorArgs),
+    /// Measure, each figure against a floor taken in the same run.
+    Bench(BenchArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// A file to work on; it is copied first. Without it, one is made.
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// Work on --file itself and leave it changed.
+    #[arg(long, requires = "file")]
+    pub(crate) in_place: bool,
+    /// Bytes of the file that is made.
+    #[arg(long, value_parser = size::parse, default_value = "256m")]
+    pub(crate) size: u64,
+    /// How often device and CPU take turns.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) phases: u32,
+    /// Print one JSON object at the end instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelName {
+    /// Sum of all little-endian u32 (a last partial one is padded with zeros), modulo 2^64.
+    Sum,
+    /// How often each byte value occurs.
+    Histogram,
+    /// Adds --value to every little-endian u32, in place.
+    Add,
+    /// Xors every byte with --value, in place.
+    Xor,
+    /// y = a*x + y over little-endian f32: FILEs are x and y; y is changed.
+    Saxpy,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: pageferry run sum data.bin --device-memory 64m --json")]
+pub(crate) struct RunArgs {
+    /// Which kernel.
+    pub(crate) kernel: KernelName,
+    /// The files.
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Device memory to use.
+    #[arg(long, value_parser = size::parse, default_value = "256m")]
+    pub(crate) device_memory: u64,
+    /// Bytes of a device frame: a power of two from 64k to 64m.
+    #[arg(long, value_parser = size::parse, default_value = "2m")]
+    pub(crate) frame: u64,
+    /// Bytes that a kernel works on at a time. Default: a sixth of the device memory.
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) window: Option<u64>,
+    /// For add (any u32) and xor (0 to 255).
+    #[arg(long, default_value_t = 1)]
+    pub(crate) value: u32,
+    /// For saxpy.
+    #[arg(long, default_value_t = 2.0, allow_negative_numbers = true)]
+    pub(crate) a: f32,
+    /// Print a JSON object as the last line; its `result` holds the answer.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = crate::io::HELP)]
+pub(crate) struct IoArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// A command; may be repeated. Without any, commands are read from standard input.
+    #[arg(short = 'c', value_name = "CMD", allow_hyphen_values = true)]
+    pub(crate) commands: Vec<String>,
+    /// Device memory.
+    #[arg(long, value_parser = size::parse, default_value = "64m")]
+    pub(crate) device_memory: u64,
+    /// Bytes of a device frame: a power of two from 64k to 64m.
+    #[arg(long, value_parser = size::parse, default_value = "2m")]
+    pub(crate) frame: u64,
+    /// Away pages are written back after so many seconds; 0: never by age.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub(crate) flush_age: f64,
+    /// One JSON object for each command.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Stop at the first command that fails.
+    #[arg(short = 'x')]
+    pub(crate) exit_on_error: bool,
+    /// Create the file if it is not there.
+    #[arg(short = 'f')]
+    pub(crate) create: bool,
+    /// Open read-only.
+    #[arg(short = 'r', conflicts_with = "truncate")]
+    pub(crate) read_only: bool,
+    /// Truncate the file when opening it.
+    #[arg(short = 't')]
+    pub(crate) truncate: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FileArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WhereArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// First byte.
+    #[arg(value_parser = size::parse)]
+    pub(crate) off: u64,
+    /// Bytes.
+    #[arg(value_parser = size::parse)]
+    pub(crate) len: u64,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Which: load, repin, native, trap, writeback, moved, records, phases. Default: all.
+    pub(crate) names: Vec<String>,
+    /// Bytes of the file worked on.
+    #[arg(long, value_parser = size::parse, default_value = "512m")]
+    pub(crate) size: u64,
+    /// Rounds of each measurement; the median counts.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Print one JSON object for each figure.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

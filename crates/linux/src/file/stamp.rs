@@ -1,0 +1,54 @@
+//! Which file, and in what state.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, StatxFlags, StatxTimestamp, statx};
+
+/// Which file: equal for two descriptors exactly if they lead to the same inode.
+///
+/// An inode number is given to a new file once the old one is gone, so an id means something only
+/// while the file is held open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId {
+    /// Major number of the device that holds the file.
+    pub dev_major: u32,
+    /// Minor number of the device that holds the file.
+    pub dev_minor: u32,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// What a file looked like at one moment.
+///
+/// On kernels with multigrain timestamps (6.13) every completed change after the stamp was taken
+/// gives another stamp; a *store* through a mapping need not (`ctime` moves only when a clean page
+/// becomes dirty).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileStamp {
+    /// Bytes.
+    pub size: u64,
+    /// Last change of the contents: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Last change of contents or attributes; nobody can set it at will.
+    pub ctime: (i64, u32),
+    /// Storage in use, in units of 512 bytes.
+    pub blocks: u64,
+    /// How many names the file has; 0 once it is unlinked.
+    pub nlink: u32,
+}
+
+/// One `statx`.
+pub(super) fn look(fd: BorrowedFd<'_>) -> rustix::io::Result<(FileId, FileStamp)> {
+    let x = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    let time = |t: &StatxTimestamp| (t.tv_sec, t.tv_nsec);
+    Ok((
+        FileId { dev_major: x.stx_dev_major, dev_minor: x.stx_dev_minor, ino: x.stx_ino },
+        FileStamp {
+            size: x.stx_size,
+            mtime: time(&x.stx_mtime),
+            ctime: time(&x.stx_ctime),
+            blocks: x.stx_blocks,
+            nlink: x.stx_nlink,
+        },
+    ))
+}

@@ -1,0 +1,39 @@
+//! What the crate promises, and what it found out about the kernel, tried on the running system.
+
+#![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what scans give")]
+
+mod child;
+mod files;
+mod maps;
+mod privileges;
+mod reader;
+mod shapes;
+mod signals;
+mod stores;
+mod stress;
+mod traps;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use pageferry_linux::{HostFile, page_bytes};
+
+/// A file without a name, of the given bytes, ours alone.
+fn file_of(bytes: &[u8]) -> Arc<HostFile> {
+    let named = tempfile::tempfile().expect("temporary file");
+    let file = HostFile::from_fd(named.as_fd()).expect("open anew");
+    file.write_at(bytes, 0).expect("fill");
+    Arc::new(file)
+}
+
+/// A file of `pages` pages; every byte of page `n` is `n + 1`.
+fn file_of_pages(pages: usize) -> Arc<HostFile> {
+    let page = page_bytes();
+    let bytes: Vec<u8> = (0..pages * page).map(|at| (at / page + 1) as u8).collect();
+    file_of(&bytes)
+}
+
+/// Whether a call is not supported here, which skips a test.
+fn unsupported(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
