@@ -214,12 +214,18 @@ impl<E: Clone> Engine<E> {
                     .collect(),
             };
         }
-        if let Some((_, range)) = op.queue.pop() {
+        if let Some((_, range)) = op.queue.last().cloned() {
+            // Under page locks: marks that a query has taken and not yet noted would be missed by
+            // the release that comes in between.
+            if state.busy.intersects(range.clone()) {
+                return Turn::Blocked(WaitFor::Io);
+            }
+            op.queue.pop();
             return Turn::Act {
                 action: Action::TakeDirty { file: op.file, range: range.clone() },
                 file: op.file,
-                effect: Effect::TakeDirty { range },
-                locks: Vec::new(),
+                effect: Effect::TakeDirty { range: range.clone() },
+                locks: vec![(op.file, range)],
             };
         }
         if op.inflight == 0

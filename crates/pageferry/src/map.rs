@@ -22,6 +22,7 @@ const EXPEL_GRACE: Duration = Duration::from_millis(1);
 pub(crate) struct Mapped {
     pub(crate) file: pageferry_engine::FileKey,
     pub(crate) map: FileMap,
+    key: MapKey,
     uffd: Arc<Uffd>,
 }
 
@@ -39,7 +40,7 @@ impl Mapped {
     }
 
     pub(crate) fn key(&self) -> MapKey {
-        MapKey(self.map.as_ptr() as u64)
+        self.key
     }
 
     pub(crate) fn range(&self) -> Range<u64> {
@@ -127,7 +128,7 @@ impl Map {
         map.scan_stores(0..map.len()).map_err(map_error)?;
         let file_key = file.handle.backing.key;
         let whole = start..start + map.len() as u64;
-        let mapped = Arc::new(Mapped { file: file_key, map, uffd });
+        let mapped = Arc::new(Mapped { file: file_key, map, key: shared.fresh_map_key(), uffd });
         let key = mapped.key();
         shared.maps.write().insert(key, Arc::clone(&mapped));
         let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };

@@ -41,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) budget_frames: u64,
     pub(crate) files: RwLock<HashMap<FileKey, Arc<Backing>>>,
     pub(crate) maps: RwLock<HashMap<MapKey, Arc<Mapped>>>,
+    map_keys: AtomicU64,
     /// Started with the first mapping.
     pub(crate) traps: Mutex<Option<TrapService>>,
     pub(crate) tally: Tally,
@@ -88,6 +89,7 @@ impl Shared {
             budget_frames,
             files: RwLock::new(HashMap::new()),
             maps: RwLock::new(HashMap::new()),
+            map_keys: AtomicU64::new(0),
             traps: Mutex::new(None),
             tally: Tally::default(),
             started: Instant::now(),
@@ -97,6 +99,12 @@ impl Shared {
     /// The clock for the age of away pages: milliseconds since the cache was opened.
     pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A key that no mapping has had: an address would be used again, and what was still meant for
+    /// the old mapping would reach the new one.
+    pub(crate) fn fresh_map_key(&self) -> MapKey {
+        MapKey(self.map_keys.fetch_add(1, Ordering::Relaxed))
     }
 
     pub(crate) fn backing(&self, file: FileKey) -> Result<Arc<Backing>> {
