@@ -151,15 +151,11 @@ impl<E: Clone> Engine<E> {
                     None => page_span(&op.range),
                 };
             }
-            Request::Close { .. } => {
-                if !state.pins.is_empty() || !state.maps.is_empty() {
-                    op.refusal = Some(Refusal::Gone);
-                }
+            Request::Close { .. } if !state.pins.is_empty() || !state.maps.is_empty() => {
+                op.refusal = Some(Refusal::Gone);
             }
-            Request::MapOut { map, .. } => {
-                if !state.maps.contains_key(map) {
-                    op.refusal = Some(Refusal::Gone);
-                }
+            Request::MapOut { map, .. } if !state.maps.contains_key(map) => {
+                op.refusal = Some(Refusal::Gone);
             }
             _ => {}
         }

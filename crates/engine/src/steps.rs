@@ -102,26 +102,25 @@ impl<E: Clone> Engine<E> {
         if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
     }
 
-    /// Traps the next run of pages of `range` that some mapping still lets through.
+    /// Traps the next run of pages of `range` that some mapping still lets through. Pages on which
+    /// an action works are waited for even if they are trapped: it may be lifting the trap.
     pub(crate) fn trap(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
-        let mut io = false;
         for (&map, m) in &state.maps {
-            for gap in m.trapped.gaps(clip(&m.range, &page_span(range))) {
-                match state.unlocked(&gap) {
-                    Err(_) => io = true,
-                    Ok(open) => {
-                        return Turn::Act {
-                            action: Action::Trap { file, map, range: open.clone() },
-                            file,
-                            effect: Effect::Trap { map, range: open.clone() },
-                            locks: vec![(file, open)],
-                        };
-                    }
-                }
+            let inside = clip(&m.range, &page_span(range));
+            if state.busy.intersects(inside.clone()) {
+                return Turn::Blocked(WaitFor::Io);
+            }
+            if let Some(gap) = m.trapped.first_gap(inside) {
+                return Turn::Act {
+                    action: Action::Trap { file, map, range: gap.clone() },
+                    file,
+                    effect: Effect::Trap { map, range: gap.clone() },
+                    locks: vec![(file, gap)],
+                };
             }
         }
-        if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
+        Turn::Clear
     }
 
     /// Gives back the next frame of `range` that serves nothing.

@@ -90,11 +90,18 @@ impl<E: Clone> Engine<E> {
     }
 
     /// Whether `op` could wait for ever for `blockers`.
+    ///
+    /// One that waits for a frame and cannot get it is refused when it is polled next, and gives
+    /// back what it holds: who waits for its pins will be served. And where nobody holds a frame any
+    /// more, it just has not been polled yet.
     pub(crate) fn is_stuck(&self, op: &Op<E>, blockers: Blockers) -> bool {
+        let for_pins = !blockers.any;
         let mut waiting: Vec<(Owner, Blockers, bool)> = vec![(op.owner, blockers, false)];
         for (key, other) in &self.ops {
             if matches!(other.waiting, Some(WaitFor::Pins | WaitFor::Frames)) {
-                waiting.push((other.owner, self.blockers(*key, other), false));
+                let theirs = self.blockers(*key, other);
+                let served = theirs.any && (for_pins || theirs.owners.is_empty());
+                waiting.push((other.owner, theirs, served));
             }
         }
         loop {

@@ -77,9 +77,10 @@ impl Arena {
     /// The state of a page.
     pub(crate) fn state(&self, page: u64) -> &PageState {
         assert!(page < self.pages, "page {page} of {}", self.pages);
+        let state = self.states.base.as_ptr().wrapping_add(page as usize).cast::<PageState>();
         // SAFETY: in bounds of the states' mapping, which is zeroed memory: a valid `PageState`
         // (a transparent `AtomicU8`); it lives as long as `self`.
-        unsafe { &*self.states.base.as_ptr().add(page as usize).cast::<PageState>() }
+        unsafe { &*state }
     }
 
     /// Locks the pages `[at, at + len)` touches, in ascending order, and calls `f` with the bytes.
@@ -166,28 +167,22 @@ impl<'a> Locked<'a> {
         assert!(inside, "bytes {at}..{} are not locked", at + len);
     }
 
+    fn start(&self, at: u64) -> *mut u8 {
+        self.arena.memory.base.as_ptr().wrapping_add(at as usize)
+    }
+
     fn bytes(&self, at: u64, len: u64) -> &[u8] {
         self.check(at, len);
         // SAFETY: inside the arena's mapping (checked), initialised (anonymous memory), and the
         // pages' locks are held: shared, so nobody writes, for as long as `self` is borrowed.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.arena.memory.base.as_ptr().add(at as usize),
-                len as usize,
-            )
-        }
+        unsafe { std::slice::from_raw_parts(self.start(at), len as usize) }
     }
 
     fn bytes_mut(&mut self, at: u64, len: u64) -> &mut [u8] {
         self.check(at, len);
         debug_assert_eq!(self.hold, Hold::Exclusive);
         // SAFETY: as in `bytes`; the locks are exclusive, so this is the only slice of the pages.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.arena.memory.base.as_ptr().add(at as usize),
-                len as usize,
-            )
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.start(at), len as usize) }
     }
 }
 

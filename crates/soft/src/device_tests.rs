@@ -69,7 +69,8 @@ fn kernels_fault_on_absent_and_read_only_pages_and_stores_mark_dirty() {
     // The first page is read-only, the second is not: the store stops where it faults.
     let fault = d.store(at.offset(4096 + 8190), &[1; 4]).unwrap_err();
     assert_eq!((fault.addr, fault.reason), (at.offset(12288), FaultReason::ReadOnly));
-    assert_eq!(d.take_dirty(at, FRAME), Ok(Dirty::Pages(vec![8192..12288])));
+    let one = vec![std::ops::Range { start: 8192, end: 12288 }];
+    assert_eq!(d.take_dirty(at, FRAME), Ok(Dirty::Pages(one)));
     assert_eq!(d.take_dirty(at, FRAME), Ok(Dirty::Pages(vec![])));
     assert_eq!(d.store(at.offset(8192), b"x").unwrap_err().reason, FaultReason::ReadOnly);
     d.protect(at, 4096, None).unwrap();

@@ -127,7 +127,7 @@ fn holes_zeroes_and_shifts_equal_a_plain_twin() {
     let mut supported = true;
     let mut step = |what: &str, ours: pageferry::Result<()>, theirs: std::io::Result<()>| {
         if let (Err(o), Err(t)) = (&ours, &theirs) {
-            println!("skipped: {what} is not supported by this file system ({o}; {t})");
+            crate::skipped!("{what} is not supported by this file system ({o}; {t})");
             supported = false;
             return;
         }

@@ -84,7 +84,7 @@ fn no_space_keeps_the_bytes_and_a_retry_after_making_room_works() {
         .arg(&dir)
         .status();
     if !mount.is_ok_and(|s| s.success()) {
-        println!("skipped: mounting a tmpfs needs root");
+        crate::skipped!("mounting a tmpfs needs root");
         return;
     }
     let sparse = std::fs::File::create(dir.join("sparse")).unwrap();

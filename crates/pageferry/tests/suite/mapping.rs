@@ -76,7 +76,7 @@ fn system_calls_given_away_memory_see_the_devices_bytes() {
             from.read_exact(&mut buf).unwrap();
             same(&buf, &vec![6; n], "write(2)");
         }
-        Err(e) => println!("skipped: system calls do not wait here ({e})"),
+        Err(e) => crate::skipped!("system calls do not wait here ({e})"),
     }
 }
 
@@ -247,7 +247,7 @@ fn a_forked_child_never_reads_zeros() {
             // SAFETY: the default action, so that the fault ends the child whatever the runner set.
             unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
             // SAFETY: the access faults (asserted below); if it did not, it would read a byte.
-            let byte = unsafe { m.as_ptr().add(at).read_volatile() };
+            let byte = unsafe { m.as_ptr().wrapping_add(at).read_volatile() };
             // SAFETY: ends the child without running anything of the parent's.
             unsafe { libc::_exit(i32::from(byte)) };
         }
