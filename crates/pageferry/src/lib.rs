@@ -36,6 +36,11 @@
 //! `SEMANTICS.md` states what is promised; `ARCHITECTURE.md` how it is built.
 #![forbid(unsafe_code)]
 
+/// The examples of `SEMANTICS.md` are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../SEMANTICS.md")]
+struct Semantics;
+
 mod backing;
 mod cache;
 mod config;
