@@ -23,12 +23,17 @@ impl<E: Clone> Engine<E> {
                 }
             }
             for (range, action) in file.busy.iter() {
-                let flight = self.flights.get(action);
-                if !flight.is_some_and(|f| {
-                    f.locks
-                        .iter()
-                        .any(|(k, r)| k == key && r.start <= range.start && range.end <= r.end)
-                }) {
+                let mut locked = crate::range::RangeSet::new();
+                for (_, lock) in self
+                    .flights
+                    .get(action)
+                    .into_iter()
+                    .flat_map(|f| &f.locks)
+                    .filter(|(k, _)| k == key)
+                {
+                    locked.add(lock.clone());
+                }
+                if !locked.covers(range.clone()) {
                     return Err(format!("I3 {key:?}: pages {range:?} are locked by nobody"));
                 }
             }

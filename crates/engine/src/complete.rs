@@ -70,13 +70,20 @@ impl<E: Clone> Engine<E> {
                     .and_then(|s| s.maps.get(&map))
                     .and_then(|m| m.trapped.range_at(range.start));
                 match run {
-                    Some(run) if class == Class::OutOfVmas && !op.widened && run != range => {
+                    // Lifting the whole trapped stretch needs no more mappings than there are. (A pin
+                    // keeps its range: it only lifts traps of pages that it evicts.)
+                    Some(run)
+                        if class == Class::OutOfVmas
+                            && !op.widened
+                            && run != range
+                            && op.mode().is_none() =>
+                    {
                         op.widened = true;
                         op.range = run;
                     }
                     _ => {
                         op.stay_trapped = true;
-                        if matches!(op.request, Request::Touch { .. }) {
+                        if matches!(op.request, Request::Touch { .. } | Request::Pin { .. }) {
                             op.refusal.get_or_insert(Refusal::Failed(error));
                         }
                     }
@@ -126,12 +133,7 @@ impl<E: Clone> Engine<E> {
             }
             (Effect::Allocate { folio }, Reply::Frame(frame)) => self.adopt(file, folio, frame),
             (Effect::Steal { folio, frame }, Reply::Done) => self.adopt(file, folio, frame),
-            (Effect::Free { folio }, Reply::Done) => {
-                if let Some(state) = self.files.get_mut(&file) {
-                    state.pages.remove_folio(folio);
-                }
-                self.frames_used -= 1;
-            }
+            (Effect::Free { .. }, Reply::Done) => self.frames_used -= 1,
             (Effect::Fetch { range, zero, stale }, Reply::Fetched { short }) => {
                 self.fetched(op, file, &range, zero, stale, short);
             }

@@ -274,6 +274,12 @@ impl<E: Clone> Engine<E> {
                 state.busy.insert(range.clone(), key);
             }
         }
+        // The device may give the frame to somebody else before we hear that it is free.
+        if let Effect::Free { folio } = effect
+            && let Some(state) = self.files.get_mut(&file)
+        {
+            state.pages.remove_folio(*folio);
+        }
         if matches!(effect, Effect::WriteBack { .. } | Effect::Change { .. })
             && let Some(state) = self.files.get_mut(&file)
         {

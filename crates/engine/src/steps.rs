@@ -102,15 +102,16 @@ impl<E: Clone> Engine<E> {
         if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
     }
 
-    /// Traps the next run of pages of `range` that some mapping still lets through. Pages on which
-    /// an action works are waited for even if they are trapped: it may be lifting the trap.
+    /// Traps the next run of pages of `range` that some mapping still lets through. Actions on the
+    /// range are waited for first: one may be lifting a trap, or making a mapping that was not told
+    /// of this pin.
     pub(crate) fn trap(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        if state.busy.intersects(page_span(range)) {
+            return Turn::Blocked(WaitFor::Io);
+        }
         for (&map, m) in &state.maps {
             let inside = clip(&m.range, &page_span(range));
-            if state.busy.intersects(inside.clone()) {
-                return Turn::Blocked(WaitFor::Io);
-            }
             if let Some(gap) = m.trapped.first_gap(inside) {
                 return Turn::Act {
                     action: Action::Trap { file, map, range: gap.clone() },

@@ -1,0 +1,665 @@
+//! The virtual threads, and the scheduler.
+
+use std::ops::Range;
+
+use pageferry_engine::{
+    Action, ActionKey, Class, Config, Engine, FileKey, FrameId, MapKey, Mode, Observed, OpKey,
+    Outcome, PAGE_BYTES, PinKey, Refusal, Reply, Request, Step, WaitFor,
+};
+
+use crate::model::Model;
+use crate::twins::{CELL, FILE_MAX, FRAME, TwinFile, TwinMap, Twins, cells, pages};
+
+const ACTORS: usize = 5;
+const FRAMES: u64 = 3;
+const ENOSPC: u32 = 28;
+const EIO: u32 = 5;
+const ENOMEM: u32 = 12;
+
+/// xorshift.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % sides
+    }
+}
+
+/// What a virtual thread is at.
+enum Task {
+    Idle,
+    Asked {
+        op: OpKey,
+        want: Want,
+    },
+    Holding {
+        pin: PinKey,
+        file: FileKey,
+        range: Range<u64>,
+        mode: Mode,
+        stores: Vec<(u64, u32)>,
+        left: u64,
+    },
+}
+
+/// What it asked for, with what it will need to judge the answer.
+enum Want {
+    Pin { file: FileKey, range: Range<u64>, mode: Mode, floors: Vec<usize> },
+    Release { file: FileKey, range: Range<u64>, mode: Mode, stores: Vec<(u64, u32)> },
+    Write { file: FileKey, range: Range<u64>, value: u32 },
+    Resize { file: FileKey, bytes: u64, old: u64 },
+    Read { file: FileKey, range: Range<u64>, floors: Vec<usize> },
+    Touch { file: FileKey, map: MapKey, at: u64, store: Option<u32>, floor: usize },
+    Other,
+}
+
+/// An action under way: what it has seen so far, and how many more moments it takes.
+struct Flight {
+    actor: usize,
+    key: ActionKey,
+    action: Action,
+    steps: u64,
+    before: Option<Observed>,
+    reply: Option<Reply<u32>>,
+}
+
+pub struct World {
+    dice: Dice,
+    engine: Engine<u32>,
+    twins: Twins,
+    model: Model,
+    actors: Vec<Task>,
+    flights: Vec<Flight>,
+    /// In per mille.
+    failures: u64,
+    next_value: u32,
+    next_map: u64,
+    clock: u64,
+    loud: bool,
+}
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let failures = [0, 0, 20, 100][dice.roll(4) as usize];
+        let config = Config {
+            frame_bytes: FRAME,
+            budget_frames: FRAMES,
+            touch_bytes: PAGE_BYTES << dice.roll(3),
+        };
+        let mut world = World {
+            dice,
+            engine: Engine::new(config),
+            twins: Twins::new(FRAMES as usize),
+            model: Model::default(),
+            actors: (0..ACTORS).map(|_| Task::Idle).collect(),
+            flights: Vec::new(),
+            failures,
+            next_value: 1,
+            next_map: 1,
+            clock: 0,
+            loud: false,
+        };
+        for _ in 0..2 {
+            let file = TwinFile::new((world.dice.roll(4 * FRAME / CELL) + 1) * CELL);
+            let key = world.engine.add_file(file.observe());
+            world.twins.files.insert(key, file);
+            world.model.add(key);
+        }
+        world
+    }
+
+    pub fn loud(seed: u64) -> World {
+        World { loud: true, ..World::new(seed) }
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.loud {
+            eprintln!("{}", text());
+        }
+    }
+
+    fn value(&mut self) -> u32 {
+        self.next_value += 1;
+        self.next_value + 0x1_0000
+    }
+
+    /// Runs `steps` steps, then lets everybody finish, then closes everything.
+    pub fn live(mut self, steps: u64) {
+        for step in 0..steps {
+            self.step(true);
+            self.check(step);
+        }
+        // Nobody begins anything new: all must come to an end.
+        for step in 0.. {
+            if self.flights.is_empty() && self.actors.iter().all(|a| matches!(a, Task::Idle)) {
+                break;
+            }
+            assert!(step < 20_000, "not everybody comes to an end: {}", self.stuck());
+            self.step(false);
+            self.check(step);
+        }
+        self.failures = 0;
+        let files: Vec<FileKey> = self.twins.files.keys().copied().collect();
+        for file in files {
+            let maps: Vec<MapKey> = self.twins.files[&file].maps.keys().copied().collect();
+            for map in maps {
+                self.to_the_end(Request::MapOut { file, map });
+            }
+            self.to_the_end(Request::Close { file });
+            let floors = self.model.floors(file, &(0..FILE_MAX));
+            let twin = &self.twins.files[&file];
+            for at in (0..twin.bytes).step_by(CELL as usize) {
+                let cell = (at / CELL) as usize;
+                self.model.judge(file, at, floors[cell], twin.cells[cell], "the file at the end");
+            }
+        }
+        assert_eq!(self.engine.frames_used(), 0, "frames are left");
+        assert!(self.twins.frames.iter().all(|f| !f.used), "device frames are left");
+    }
+
+    fn stuck(&self) -> String {
+        let task = |t: &Task| match t {
+            Task::Idle => "idle".to_owned(),
+            Task::Asked { op, .. } => format!("{op:?}"),
+            Task::Holding { pin, .. } => format!("holds {pin:?}"),
+        };
+        format!("{:?}", self.actors.iter().map(task).collect::<Vec<_>>())
+    }
+
+    fn check(&self, step: u64) {
+        self.engine.check().unwrap_or_else(|e| panic!("step {step}: {e}"));
+        for task in &self.actors {
+            if let Task::Holding { pin, .. } = task {
+                let known =
+                    self.engine.check_pin(*pin).unwrap_or_else(|e| panic!("step {step}: {e}"));
+                assert!(known, "step {step}: a granted pin is gone");
+            }
+        }
+    }
+
+    fn to_the_end(&mut self, request: Request) {
+        let op = self.engine.submit(request, Some(99), true);
+        for _ in 0..10_000 {
+            match self.engine.poll(op, self.clock) {
+                Step::Done(result) => return drop(result.expect("nothing fails at the end")),
+                Step::Do(key, action) => {
+                    let mut flight =
+                        Flight { actor: 0, key, action, steps: 0, before: None, reply: None };
+                    self.perform(&mut flight);
+                    self.engine.complete(flight.key, flight.reply.expect("performed"));
+                }
+                Step::Wait(_) => panic!("waits alone"),
+            }
+        }
+        panic!("never done");
+    }
+
+    fn step(&mut self, begin: bool) {
+        self.clock += 1;
+        if !self.flights.is_empty() && self.dice.roll(2) == 0 {
+            let at = self.dice.roll(self.flights.len() as u64) as usize;
+            return self.fly(at);
+        }
+        let actor = self.dice.roll(ACTORS as u64) as usize;
+        match std::mem::replace(&mut self.actors[actor], Task::Idle) {
+            Task::Idle if begin => self.begin(actor),
+            Task::Idle => {}
+            Task::Asked { op, want } => self.poll(actor, op, want),
+            Task::Holding { pin, file, range, mode, mut stores, left } => {
+                if left > 0 {
+                    self.use_pin(file, &range, mode, &mut stores);
+                    let left = left - 1;
+                    self.actors[actor] = Task::Holding { pin, file, range, mode, stores, left };
+                } else {
+                    let keep = self.dice.roll(2) == 0;
+                    let want = Want::Release { file, range, mode, stores };
+                    self.ask(actor, Request::Release { pin, keep }, true, want);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, actor: usize, request: Request, patient: bool, want: Want) {
+        let text = format!("{request:?}");
+        let op = self.engine.submit(request, Some(actor as u32), patient);
+        self.say(|| format!("{actor} asks {op:?} {text}"));
+        self.actors[actor] = Task::Asked { op, want };
+    }
+
+    fn any_file(&mut self) -> FileKey {
+        let at = self.dice.roll(self.twins.files.len() as u64) as usize;
+        *self.twins.files.keys().nth(at).expect("there are files")
+    }
+
+    /// A range of cells inside the file, mostly small.
+    fn any_range(&mut self, file: FileKey) -> Option<Range<u64>> {
+        let count = self.twins.files[&file].bytes / CELL;
+        if count == 0 {
+            return None;
+        }
+        let start = self.dice.roll(count);
+        let len = if self.dice.roll(4) == 0 { self.dice.roll(30) } else { self.dice.roll(9) } + 1;
+        Some(start * CELL..(start + len).min(count) * CELL)
+    }
+
+    fn begin(&mut self, actor: usize) {
+        let file = self.any_file();
+        let Some(range) = self.any_range(file) else { return self.begin_resize(actor, file) };
+        let patient = self.dice.roll(5) > 0;
+        match self.dice.roll(24) {
+            0..=3 => {
+                let floors = self.model.floors(file, &range);
+                let want = Want::Pin { file, range: range.clone(), mode: Mode::Read, floors };
+                self.ask(actor, Request::Pin { file, range, mode: Mode::Read }, patient, want);
+            }
+            4..=8 if self.model.is_free(file, &range) => {
+                self.model.claim(file, &range, true);
+                let mode = if self.dice.roll(3) == 0 { Mode::Overwrite } else { Mode::Write };
+                let want = Want::Pin { file, range: range.clone(), mode, floors: Vec::new() };
+                self.ask(actor, Request::Pin { file, range, mode }, patient, want);
+            }
+            9..=10 if self.model.is_free(file, &range) => {
+                self.model.claim(file, &range, true);
+                let value = self.value();
+                let want = Want::Write { file, range: range.clone(), value };
+                self.ask(actor, Request::Change { file, range, resizes: false }, true, want);
+            }
+            11 => self.begin_resize(actor, file),
+            12..=13 => {
+                let floors = self.model.floors(file, &range);
+                let want = Want::Read { file, range: range.clone(), floors };
+                self.ask(actor, Request::Flush { file, range, skip_pinned: false }, true, want);
+            }
+            14 => self.ask(
+                actor,
+                Request::Flush { file, range, skip_pinned: true },
+                true,
+                Want::Other,
+            ),
+            15..=16 => self.ask(actor, Request::Evict { file, range }, true, Want::Other),
+            17 => self.ask(actor, Request::Query { file, range }, true, Want::Other),
+            18 => self.begin_map(actor, file),
+            _ => self.begin_touch(actor, file, range.start),
+        }
+    }
+
+    fn begin_resize(&mut self, actor: usize, file: FileKey) {
+        let old = self.twins.files[&file].bytes;
+        let bytes = self.dice.roll(5 * FRAME / CELL) * CELL;
+        // Two at once on one file would leave the order of their effects open.
+        let busy = self.actors.iter().any(|t| {
+            matches!(t, Task::Asked { want: Want::Resize { file: f, .. } | Want::Write { file: f, .. }, .. } if *f == file)
+        });
+        if busy {
+            return;
+        }
+        for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
+            self.model.begin(file, at, 0);
+        }
+        self.ask(actor, Request::Resize { file, bytes }, true, Want::Resize { file, bytes, old });
+    }
+
+    fn begin_map(&mut self, actor: usize, file: FileKey) {
+        let maps: Vec<MapKey> = self.twins.files[&file].maps.keys().copied().collect();
+        let in_use = self.actors.iter().any(|t| !matches!(t, Task::Idle | Task::Holding { .. }));
+        if maps.len() < 2 {
+            let map = MapKey(self.next_map);
+            self.next_map += 1;
+            let start = self.dice.roll(8) * PAGE_BYTES;
+            let range = start..start + (self.dice.roll(12) + 1) * PAGE_BYTES;
+            let writable = map.0 % 3 > 0;
+            self.ask(actor, Request::MapIn { file, map, range, writable }, true, Want::Other);
+        } else if !in_use {
+            self.ask(actor, Request::MapOut { file, map: maps[0] }, true, Want::Other);
+        }
+    }
+
+    /// A CPU access through a mapping: at once if nothing traps it.
+    fn begin_touch(&mut self, actor: usize, file: FileKey, at: u64) {
+        let inside = |m: &TwinMap| m.range.contains(&at);
+        let found = self.twins.files[&file].maps.iter().find(|(_, m)| inside(m));
+        let Some((&map, twin)) = found else { return };
+        let cell = at..at + CELL;
+        let stores = twin.writable && self.dice.roll(2) == 0 && self.model.is_free(file, &cell);
+        let store = stores.then(|| {
+            self.model.claim(file, &cell, true);
+            self.value()
+        });
+        let floor = self.model.floors(file, &cell)[0];
+        self.touch(actor, file, map, at, store, floor);
+    }
+
+    fn touch(
+        &mut self,
+        actor: usize,
+        file: FileKey,
+        map: MapKey,
+        at: u64,
+        store: Option<u32>,
+        floor: usize,
+    ) {
+        let cell = at..at + CELL;
+        let twin = self.twins.files.get_mut(&file).expect("a known file");
+        let (page, index) = (at / PAGE_BYTES, (at / CELL) as usize);
+        let gone = at >= twin.bytes || !twin.maps.contains_key(&map);
+        if gone {
+            // SIGBUS, or unmapped: no access.
+            return if store.is_some() {
+                self.model.claim(file, &cell, false)
+            };
+        }
+        let mapping = twin.maps.get_mut(&map).expect("checked");
+        if mapping.trapped.contains(&page) {
+            let want = Want::Touch { file, map, at, store, floor };
+            return self.ask(actor, Request::Touch { file, at }, true, want);
+        }
+        match store {
+            Some(value) => {
+                mapping.stored.insert(page);
+                twin.cells[index] = value;
+                // Only a store to a clean page moves the times.
+                twin.changes += self.dice.roll(2) as i64;
+                self.model.begin(file, at, value);
+                self.model.complete(file, at, value);
+                self.model.claim(file, &cell, false);
+            }
+            None => {
+                let seen = twin.cells[index];
+                self.model.judge(file, at, floor, seen, "a load through a mapping");
+            }
+        }
+    }
+
+    fn poll(&mut self, actor: usize, op: OpKey, want: Want) {
+        match self.engine.poll(op, self.clock) {
+            Step::Do(key, action) => {
+                self.say(|| format!("{actor} begins {key:?} {action:?}"));
+                let steps = self.dice.roll(3) + 1;
+                self.flights.push(Flight { actor, key, action, steps, before: None, reply: None });
+                self.actors[actor] = Task::Asked { op, want };
+            }
+            Step::Wait(wait) => {
+                if wait != WaitFor::Io && self.dice.roll(40) == 0 {
+                    self.engine.time_out(op);
+                }
+                self.actors[actor] = Task::Asked { op, want };
+            }
+            Step::Done(result) => {
+                self.say(|| format!("{actor} done {op:?} {result:?}"));
+                self.done(actor, want, result);
+            }
+        }
+    }
+
+    fn done(&mut self, actor: usize, want: Want, result: Result<Outcome, Refusal<u32>>) {
+        match (want, result) {
+            (Want::Pin { file, range, mode, floors }, Ok(Outcome::Pinned(pin))) => {
+                if mode == Mode::Read {
+                    let end = self.engine.pin_end(pin);
+                    for (at, floor) in (range.start..range.end).step_by(CELL as usize).zip(floors) {
+                        if at < end && at < self.twins.files[&file].bytes {
+                            let seen = self.twins.device_load(file, at);
+                            self.model.judge(file, at, floor, seen, "a read pin");
+                        }
+                    }
+                }
+                let left = self.dice.roll(4);
+                self.actors[actor] =
+                    Task::Holding { pin, file, range, mode, stores: Vec::new(), left };
+            }
+            (Want::Pin { file, range, mode, .. }, Err(refusal)) => {
+                assert!(!matches!(refusal, Refusal::Gone | Refusal::BadRange), "{refusal:?}");
+                if mode.writes() {
+                    self.model.claim(file, &range, false);
+                }
+            }
+            (Want::Release { file, range, mode, stores }, result) => {
+                // However it ended, what was stored is the newest there is (but for what was cut).
+                let cut = match result {
+                    Ok(Outcome::Released { cut, .. }) => cut,
+                    _ => None,
+                };
+                for (at, value) in stores {
+                    if cut.is_none_or(|c| at < c) {
+                        self.model.complete(file, at, value);
+                    }
+                }
+                if mode.writes() {
+                    self.model.claim(file, &range, false);
+                }
+            }
+            (Want::Write { file, range, value }, result) => {
+                for at in (range.start..range.end).step_by(CELL as usize) {
+                    if result.is_ok() && at < self.twins.files[&file].bytes {
+                        self.model.complete(file, at, value);
+                    }
+                }
+                self.model.claim(file, &range, false);
+            }
+            (Want::Resize { file, bytes, old }, result) => {
+                if result.is_ok() {
+                    for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
+                        self.model.complete(file, at, 0);
+                    }
+                }
+            }
+            (Want::Read { file, range, floors }, Ok(_)) => {
+                let twin = &self.twins.files[&file];
+                for (at, floor) in (range.start..range.end).step_by(CELL as usize).zip(floors) {
+                    if at < twin.bytes {
+                        let seen = twin.cells[(at / CELL) as usize];
+                        self.model.judge(file, at, floor, seen, "a plain read");
+                    }
+                }
+            }
+            (Want::Touch { file, map, at, store, floor }, Ok(_)) => {
+                self.touch(actor, file, map, at, store, floor);
+            }
+            (Want::Touch { file, at, store: Some(_), .. }, Err(_)) => {
+                self.model.claim(file, &(at..at + CELL), false);
+            }
+            _ => {}
+        }
+    }
+
+    /// Kernels at work under a pin.
+    fn use_pin(
+        &mut self,
+        file: FileKey,
+        range: &Range<u64>,
+        mode: Mode,
+        stores: &mut Vec<(u64, u32)>,
+    ) {
+        let bytes = self.twins.files[&file].bytes;
+        let inside = range.start..range.end.min(bytes);
+        if !mode.writes() || inside.start >= inside.end {
+            return;
+        }
+        let count = (inside.end - inside.start) / CELL;
+        let at = inside.start + self.dice.roll(count) * CELL;
+        if self.engine.frame(file, at / FRAME).is_none() || stores.iter().any(|(a, _)| *a == at) {
+            return;
+        }
+        // Overwriting zeroes pages: who stores to one stores to all of it that is pinned.
+        let page = at / PAGE_BYTES * PAGE_BYTES;
+        let cells = if mode == Mode::Overwrite {
+            page.max(inside.start)..(page + PAGE_BYTES).min(inside.end)
+        } else {
+            at..at + CELL
+        };
+        let value = self.value();
+        for at in (cells.start..cells.end).step_by(CELL as usize) {
+            self.twins.device_store(file, at, value);
+            self.model.begin(file, at, value);
+            stores.push((at, value));
+        }
+    }
+
+    fn fly(&mut self, at: usize) {
+        let mut flight = self.flights.swap_remove(at);
+        if flight.reply.is_none() {
+            flight.before = flight.before.or_else(|| self.observe(&flight.action));
+            if flight.steps > 0 && self.dice.roll(3) > 0 {
+                flight.steps -= 1;
+                return self.flights.push(flight);
+            }
+            if self.dice.roll(1000) < self.failures {
+                flight.reply = self.failure(&flight.action);
+            }
+            if flight.reply.is_none() {
+                self.perform(&mut flight);
+            }
+            // The effect is there; the engine hears of it later.
+            return self.flights.push(flight);
+        }
+        let reply = flight.reply.expect("checked");
+        let (actor, key) = (flight.actor, flight.key);
+        self.say(|| format!("{actor} ends {key:?} {reply:?}"));
+        self.engine.complete(key, reply);
+    }
+
+    fn observe(&self, action: &Action) -> Option<Observed> {
+        match action {
+            Action::WriteBack { file, .. } | Action::Change { file } => {
+                Some(self.twins.files[file].observe())
+            }
+            _ => None,
+        }
+    }
+
+    fn failure(&mut self, action: &Action) -> Option<Reply<u32>> {
+        let (class, error) = match action {
+            Action::Trap { .. } | Action::Untrap { .. } | Action::MapIn { .. } => {
+                (Class::OutOfVmas, ENOMEM)
+            }
+            Action::Allocate { .. } => (Class::Other, ENOMEM),
+            Action::Fetch { frame, range, .. } => {
+                // A failed copy leaves rubbish.
+                let there = range.start % FRAME..range.start % FRAME + (range.end - range.start);
+                self.twins.frames[frame.0 as usize].cells[cells(&there)].fill(0xDEAD);
+                (Class::Other, EIO)
+            }
+            Action::WriteBack { .. } => (Class::Other, ENOSPC),
+            _ => return None,
+        };
+        Some(Reply::Failed { class, error })
+    }
+
+    fn perform(&mut self, flight: &mut Flight) {
+        let before = flight.before.or_else(|| self.observe(&flight.action)).unwrap_or_default();
+        let reply = match flight.action.clone() {
+            Action::Observe { file } => Reply::Observed(self.twins.files[&file].observe()),
+            Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
+            Action::Trap { file, map, range } => {
+                self.with_map(file, map, |m| m.trapped.extend(pages(&range)))
+            }
+            Action::Untrap { file, map, range } => self.with_map(file, map, |m| {
+                for page in pages(&range) {
+                    m.trapped.remove(&page);
+                    m.stored.insert(page);
+                }
+            }),
+            Action::Allocate { file, folio } => {
+                let free =
+                    self.twins.frames.iter().position(|f| !f.used).expect("the budget is kept");
+                self.twins.frames[free].used = true;
+                self.attach(file, folio, FrameId(free as u32));
+                Reply::Frame(FrameId(free as u32))
+            }
+            Action::Steal { frame, from, to } => {
+                let had =
+                    self.twins.files.get_mut(&from.0).expect("known").attached.remove(&from.1);
+                assert_eq!(had, Some(frame), "a frame is stolen from where it is not");
+                self.attach(to.0, to.1, frame);
+                Reply::Done
+            }
+            Action::Free { frame, file, folio } => {
+                let had = self.twins.files.get_mut(&file).expect("known").attached.remove(&folio);
+                assert_eq!(had, Some(frame), "a frame is freed where it is not");
+                self.twins.frames[frame.0 as usize].used = false;
+                Reply::Done
+            }
+            Action::Fetch { file, frame, range, zero } => {
+                if zero {
+                    let there =
+                        range.start % FRAME..range.start % FRAME + (range.end - range.start);
+                    self.twins.frames[frame.0 as usize].cells[cells(&there)].fill(0);
+                } else {
+                    self.twins.copy(file, frame, &range, false);
+                }
+                Reply::Fetched { short: false }
+            }
+            Action::WriteBack { file, frame, range } => {
+                self.twins.copy(file, frame, &range, true);
+                Reply::WroteBack { before, after: self.twins.files[&file].observe() }
+            }
+            Action::TakeDirty { file, range } => {
+                Reply::Dirty(Some(self.twins.take_dirty(file, &range)))
+            }
+            Action::Hide { .. } | Action::Expel { .. } => Reply::Done,
+            Action::Change { file } => {
+                self.change(flight.actor, file);
+                Reply::Changed { before, after: self.twins.files[&file].observe(), error: None }
+            }
+            Action::MapIn { file, map, range, traps } => {
+                let trapped = traps.iter().flat_map(pages).collect();
+                // Every third mapping is read-only, as it was asked for.
+                let writable = map.0 % 3 > 0;
+                let twin = TwinMap { range, writable, trapped, stored: Default::default() };
+                self.twins.files.get_mut(&file).expect("known").maps.insert(map, twin);
+                Reply::Done
+            }
+            Action::MapOut { file, map } => {
+                self.twins.files.get_mut(&file).expect("known").maps.remove(&map);
+                Reply::Done
+            }
+        };
+        flight.reply = Some(reply);
+    }
+
+    fn attach(&mut self, file: FileKey, folio: u64, frame: FrameId) {
+        let old = self.twins.files.get_mut(&file).expect("known").attached.insert(folio, frame);
+        assert_eq!(old, None, "two frames for one folio");
+        self.twins.frames[frame.0 as usize].dirty.clear();
+    }
+
+    fn with_map(&mut self, file: FileKey, map: MapKey, f: impl FnOnce(&mut TwinMap)) -> Reply<u32> {
+        if let Some(twin) = self.twins.files.get_mut(&file).and_then(|t| t.maps.get_mut(&map)) {
+            f(twin);
+        }
+        Reply::Done
+    }
+
+    fn scan(&mut self, file: FileKey, map: MapKey, range: &Range<u64>) -> Option<Vec<Range<u64>>> {
+        let twin = self.twins.files.get_mut(&file)?.maps.get_mut(&map)?;
+        let found = pages(range).filter(|p| !twin.trapped.contains(p) && twin.stored.remove(p));
+        Some(found.map(|p| p * PAGE_BYTES..(p + 1) * PAGE_BYTES).collect())
+    }
+
+    /// The system call that the actor's request is about.
+    fn change(&mut self, actor: usize, file: FileKey) {
+        match &self.actors[actor] {
+            Task::Asked { want: Want::Resize { bytes, .. }, .. } => {
+                let bytes = *bytes;
+                self.twins.files.get_mut(&file).expect("known").resize(bytes);
+            }
+            Task::Asked { want: Want::Write { range, value, .. }, .. } => {
+                let (range, value) = (range.clone(), *value);
+                let twin = self.twins.files.get_mut(&file).expect("known");
+                for at in (range.start..range.end).step_by(CELL as usize) {
+                    // This world's writes do not extend.
+                    if at < twin.bytes {
+                        twin.cells[(at / CELL) as usize] = value;
+                        self.model.begin(file, at, value);
+                    }
+                }
+                twin.changes += 1;
+            }
+            _ => panic!("a change that nobody asked for"),
+        }
+    }
+}
