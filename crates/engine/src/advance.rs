@@ -178,7 +178,7 @@ impl<E: Clone> Engine<E> {
             return Turn::Act {
                 action: Action::ScanStores { file: op.file, map, range: range.clone() },
                 file: op.file,
-                effect: Effect::Scan { range: range.clone() },
+                effect: Effect::Scan { map, range: range.clone() },
                 locks: vec![(op.file, range)],
             };
         }
@@ -285,8 +285,16 @@ impl<E: Clone> Engine<E> {
         self.still_inside(op)
     }
 
-    fn still_inside(&self, op: &Op<E>) -> Turn<E> {
+    fn still_inside(&self, op: &mut Op<E>) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+        // A page that was there when we came by may have been spoilt since, by another's failed
+        // fetch of newer bytes.
+        if let Some((spoiled, ())) = state.spoiled.overlaps(page_span(&op.range)).next() {
+            op.cursor = state.pages.folio_of(spoiled.start);
+            op.short = false;
+            op.queued = false;
+            return Turn::Again;
+        }
         if op.range.end > state.pages.limit() {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
         }

@@ -6,8 +6,8 @@ use crate::file::FileState;
 use crate::op::{Effect, Flight};
 use crate::pages::{clip, page_span};
 use crate::{
-    ActionKey, Class, Engine, FileKey, FrameId, Observed, OpKey, PAGE_BYTES, Refusal, Reply,
-    Request,
+    ActionKey, Class, Engine, FileKey, FrameId, MapKey, Observed, OpKey, PAGE_BYTES, Refusal,
+    Reply, Request,
 };
 
 impl<E: Clone> Engine<E> {
@@ -48,7 +48,10 @@ impl<E: Clone> Engine<E> {
         }
         if let Some(state) = self.files.get_mut(&file) {
             match &effect {
-                Effect::Fetch { range, .. } => state.pages.clear_valid(range),
+                Effect::Fetch { range, .. } => {
+                    state.pages.clear_valid(range);
+                    state.spoiled.add(range.clone());
+                }
                 Effect::Allocate { .. } => self.frames_used -= 1,
                 Effect::Steal { .. } => {
                     // The frame could not be attached anywhere: the device is gone.
@@ -113,8 +116,8 @@ impl<E: Clone> Engine<E> {
                     self.learn(file, seen);
                 }
             }
-            (Effect::Scan { range }, Reply::Stored(stored)) => {
-                self.stored(op, file, &range, stored)
+            (Effect::Scan { map, range }, Reply::Stored(stored)) => {
+                self.stored(op, (file, map), &range, stored)
             }
             (Effect::Trap { map, range }, Reply::Done) => {
                 let Some(state) = self.files.get_mut(&file) else { return };
@@ -181,6 +184,7 @@ impl<E: Clone> Engine<E> {
         short: bool,
     ) {
         let Some(state) = self.files.get_mut(&file) else { return };
+        state.spoiled.remove(range.clone());
         if !stale {
             state.pages.set_valid(range);
         }
@@ -271,15 +275,16 @@ impl<E: Clone> Engine<E> {
     fn stored(
         &mut self,
         op: OpKey,
-        file: FileKey,
+        (file, map): (FileKey, MapKey),
         range: &Range<u64>,
         stored: Option<Vec<Range<u64>>>,
     ) {
         let Some(state) = self.files.get_mut(&file) else { return };
         let runs = stored.unwrap_or_else(|| vec![range.clone()]);
+        let trapped = state.maps.get(&map).map(|m| m.trapped.clone()).unwrap_or_default();
         for run in runs.iter().map(|r| clip(r, range)) {
             // Trapped pages cannot have been stored to; the device may hold their newest bytes.
-            for open in state.must_trap(&run).gaps(run.clone()) {
+            for open in trapped.gaps(run) {
                 self.stats.stored_bytes += state.pages.valid_bytes(&open);
                 state.pages.clear_valid(&open);
             }
@@ -307,6 +312,7 @@ impl<E: Clone> Engine<E> {
         let Some(state) = self.files.get_mut(&file) else { return };
         let old = state.pages.bytes();
         self.stats.forgotten_bytes += state.pages.resize(bytes);
+        state.spoiled.remove(state.pages.limit()..u64::MAX);
         if bytes >= old {
             return;
         }

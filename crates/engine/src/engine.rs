@@ -200,6 +200,7 @@ impl<E: Clone> Engine<E> {
                     self.ops.insert(key, op);
                     return Step::Wait(wait);
                 }
+                Turn::Again => {}
                 Turn::Refuse(refusal) => {
                     op.refusal.get_or_insert(refusal);
                 }
@@ -278,6 +279,8 @@ impl<E: Clone> Engine<E> {
         if let Effect::Free { folio } = effect
             && let Some(state) = self.files.get_mut(&file)
         {
+            let span = state.pages.folio_span(*folio);
+            state.spoiled.remove(span);
             state.pages.remove_folio(*folio);
         }
         if matches!(effect, Effect::WriteBack { .. } | Effect::Change { .. })

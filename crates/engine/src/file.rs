@@ -58,6 +58,8 @@ pub(crate) struct FileState {
     pub(crate) claims: BTreeMap<OpKey, Claim>,
     /// Page locks: which action works on which pages.
     pub(crate) busy: RangeMap<ActionKey>,
+    /// Pages whose last fetch failed half-way: what is on the device is nobody's bytes.
+    pub(crate) spoiled: RangeSet,
     /// Last use, by folio.
     pub(crate) heat: RangeMap<u64>,
     /// Own changes of the file under way, and how many have begun or ended: an observation that
@@ -79,6 +81,7 @@ impl FileState {
             maps: BTreeMap::new(),
             claims: BTreeMap::new(),
             busy: RangeMap::new(),
+            spoiled: RangeSet::new(),
             heat: RangeMap::new(),
             changing: 0,
             change_epoch: 0,

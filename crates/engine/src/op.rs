@@ -134,7 +134,7 @@ impl<E> Op<E> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     Observe { epoch: u64 },
-    Scan { range: Range<u64> },
+    Scan { map: MapKey, range: Range<u64> },
     Trap { map: MapKey, range: Range<u64> },
     Untrap { map: MapKey, range: Range<u64> },
     Allocate { folio: u64 },
@@ -167,6 +167,8 @@ pub(crate) enum Turn<E> {
     Blocked(WaitFor),
     /// This step has nothing (more) to do.
     Clear,
+    /// Look again at once.
+    Again,
     /// The request cannot be granted.
     Refuse(Refusal<E>),
 }

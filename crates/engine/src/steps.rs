@@ -190,7 +190,7 @@ impl<E: Clone> Engine<E> {
         let mut rest = span;
         let mut blocked = None;
         while let Some(run) = state.pages.first_invalid(folio, &rest) {
-            let run = match state.unlocked(&run) {
+            let mut run = match state.unlocked(&run) {
                 Ok(open) => open,
                 Err(locked) => {
                     blocked = Some(WaitFor::Io);
@@ -199,15 +199,13 @@ impl<E: Clone> Engine<E> {
                 }
             };
             // Stores of another live write pin to other bytes of the page would be overwritten.
-            if let Some(held) =
-                self.files.get(&op.file).and_then(|f| f.page_write_pin(&run, op.pin))
-            {
+            if let Some(held) = state.page_write_pin(&run, op.pin) {
                 if held.start <= run.start {
                     blocked = blocked.or(Some(WaitFor::Pins));
                     rest.start = held.end;
                     continue;
                 }
-                return self.fetch(op, frame, run.start..held.start);
+                run.end = held.start;
             }
             match state.pages.next_dirty(&run) {
                 // Newer bytes of a page that is otherwise unknown go home before it is fetched.
@@ -281,6 +279,7 @@ impl<E: Clone> Engine<E> {
                 let old_span = victim.pages.folio_span(old);
                 self.stats.evicted_bytes += victim.pages.valid_bytes(&old_span);
                 self.stats.evictions += 1;
+                victim.spoiled.remove(old_span.clone());
                 let Some(frame) = victim.pages.remove_folio(old) else {
                     return Turn::Blocked(WaitFor::Io);
                 };

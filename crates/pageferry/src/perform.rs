@@ -197,8 +197,14 @@ impl Shared {
                 at += piece.len() as u64;
                 Ok(())
             };
-            let filled = self.device.fill(span, &mut source);
-            filled.map_err(|e| transfer_error("read", range, e))?;
+            if let Err(error) = self.device.fill(span, &mut source) {
+                // Another pin may be using an older copy of these pages: its kernels shall fault
+                // rather than see half a copy.
+                if let Some(addr) = backing.addr(range.start) {
+                    let _ = self.device.protect(addr, span.len, None);
+                }
+                return Err(transfer_error("read", range, error));
+            }
         }
         if let Some(addr) = backing.addr(range.start) {
             self.device.protect(addr, span.len, Some(Access::Read))?;

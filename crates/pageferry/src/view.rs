@@ -243,7 +243,11 @@ impl View<'_> {
         let core = shared.core.lock();
         let page = at & !4095;
         let end = core.engine.pin_end(key);
-        if fault.reason == FaultReason::NotPresent || page >= end {
+        if fault.reason == FaultReason::NotPresent && page < end {
+            // Somebody's fetch of newer bytes failed half-way.
+            return Err(Error::Device(pageferry_device::DeviceError::CopyIn { len: 4096 }));
+        }
+        if page >= end {
             let file_bytes = core.engine.file_bytes(self.file.handle.backing.key).unwrap_or(0);
             return Err(Error::PastEof { range: at..at + 1, file_bytes });
         }
