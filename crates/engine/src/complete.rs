@@ -333,7 +333,7 @@ impl FileState {
     /// Pages stored to count for every live write pin that touches them.
     fn note_stored(&mut self, range: &Range<u64>, dirty: Option<Vec<Range<u64>>>) {
         for run in dirty.unwrap_or_else(|| vec![range.clone()]) {
-            for pin in self.pins.values_mut().filter(|p| p.mode.writes()) {
+            for pin in self.pins.values_mut().filter(|p| p.mode.writes() && p.granted) {
                 let mine = clip(&pin.pages(), &run);
                 pin.stored.add(mine);
             }

@@ -232,7 +232,12 @@ impl<E: Clone> Engine<E> {
                 op.range.end & !(crate::PAGE_BYTES - 1)
             };
             let whole = clip(&run, &(up(op.range.start)..end.max(up(op.range.start))));
-            if whole.is_empty() {
+            // Dirty marks are per page: beside another's stores, zeros could be taken for ours.
+            let shared = |range: &Range<u64>| {
+                let mut others = state.pins.iter().filter(|(k, _)| Some(**k) != op.pin);
+                others.any(|(_, p)| p.mode.writes() && !clip(&p.pages(), range).is_empty())
+            };
+            if whole.is_empty() || shared(&whole) {
             } else if whole.start == run.start {
                 zero = true;
                 run = whole;

@@ -38,8 +38,10 @@ impl<E: Clone> Engine<E> {
         let others = file.pins.iter().filter(|(k, _)| Some(**k) != op.pin).map(|(_, p)| p);
         match &op.request {
             Request::Pin { mode, .. } if op.phase <= Phase::Admit => {
+                // A page that was zeroed for an overwrite belongs to that pin whole.
                 let clash = |p: &&crate::file::Pin| {
-                    overlap(&p.range, &op.range) && (p.mode.writes() || mode.writes())
+                    let zeroed = mode.writes() && p.zeroed.intersects(pages.clone());
+                    zeroed || overlap(&p.range, &op.range) && (p.mode.writes() || mode.writes())
                 };
                 owners.extend(others.filter(clash).map(|p| p.owner));
                 let claims = file.claims.iter().filter(|(k, c)| {

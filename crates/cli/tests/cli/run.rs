@@ -1,0 +1,89 @@
+//! Kernels over files larger than the device, against plain computations; and the demo.
+
+use crate::{last_json, pageferry, pattern, scratch};
+
+const SMALL: [&str; 5] = ["--device-memory", "256k", "--frame", "64k", "--json"];
+
+fn run(kernel: &[&str], bytes: u64) -> (serde_json::Value, Vec<u8>) {
+    let s = scratch(bytes);
+    let args: Vec<&str> =
+        ["run"].iter().chain(kernel).chain(&["FILE"]).chain(&SMALL).copied().collect();
+    let output = pageferry(&args, &s.file);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    (last_json(&output), std::fs::read(&s.file).unwrap())
+}
+
+#[test]
+fn reading_kernels() {
+    for bytes in [0, 3, 4096, (5 << 20) + 7] {
+        let data = pattern(bytes);
+        let sum: u64 = data
+            .chunks(4)
+            .map(|c| {
+                let mut word = [0; 4];
+                word[..c.len()].copy_from_slice(c);
+                u64::from(u32::from_le_bytes(word))
+            })
+            .sum();
+        let (answer, file) = run(&["sum"], bytes);
+        assert_eq!(answer["result"].as_u64(), Some(sum), "{bytes} bytes");
+        assert!(file == data, "sum changed the file");
+        let mut counts = vec![0u64; 256];
+        data.iter().for_each(|b| counts[usize::from(*b)] += 1);
+        let (answer, _) = run(&["histogram"], bytes);
+        assert_eq!(answer["result"], serde_json::json!(counts), "{bytes} bytes");
+    }
+}
+
+#[test]
+fn writing_kernels() {
+    let bytes = (3 << 20) + 6;
+    let (_, file) = run(&["add", "--value", "4000000000"], bytes);
+    let mut model = pattern(bytes);
+    for e in model.as_chunks_mut::<4>().0 {
+        *e = u32::from_le_bytes(*e).wrapping_add(4_000_000_000).to_le_bytes();
+    }
+    assert!(file == model);
+    let (_, file) = run(&["xor", "--value", "90"], bytes);
+    let model: Vec<u8> = pattern(bytes).iter().map(|b| b ^ 90).collect();
+    assert!(file == model);
+}
+
+#[test]
+fn saxpy_over_two_files() {
+    let s = scratch(0);
+    let y = s.file.with_file_name("y");
+    let floats = |scale: f32| -> Vec<u8> {
+        (0..500_000).flat_map(|n| (n as f32 * scale).to_le_bytes()).collect()
+    };
+    std::fs::write(&s.file, floats(1.0)).unwrap();
+    std::fs::write(&y, floats(0.25)).unwrap();
+    let name = y.to_str().unwrap();
+    let mut args = vec!["run", "saxpy", "--a", "-1.5", "FILE", name];
+    args.extend(SMALL);
+    let output = pageferry(&args, &s.file);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result = std::fs::read(&y).unwrap();
+    for (n, e) in result.as_chunks::<4>().0.iter().enumerate() {
+        assert_eq!(f32::from_le_bytes(*e), -1.5 * n as f32 + n as f32 * 0.25, "element {n}");
+    }
+    std::fs::write(&y, b"short").unwrap();
+    assert!(!pageferry(&args, &s.file).status.success(), "different sizes were accepted");
+}
+
+#[test]
+fn the_demo_agrees_with_itself() {
+    let s = scratch((2 << 20) + 5);
+    let before = std::fs::read(&s.file).unwrap();
+    for args in [
+        &["demo", "--json", "--size", "1m"][..],
+        &["demo", "--json", "--file", "FILE", "--phases", "2"],
+    ] {
+        let output = pageferry(args, &s.file);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report = last_json(&output);
+        assert_eq!(report["ok"], true);
+        assert!(report["moved_bytes"].as_u64() < report["recopy_bytes"].as_u64());
+    }
+    assert!(std::fs::read(&s.file).unwrap() == before, "the demo changed the user's file");
+}
