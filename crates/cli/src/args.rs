@@ -162,7 +162,7 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Which: load, repin, native, trap, writeback, moved, records, phases. Default: all.
+    /// Which: load, writeback, repin, moved, records, native, trap. Default: all.
     pub(crate) names: Vec<String>,
     /// Bytes of the file worked on.
     #[arg(long, value_parser = size::parse, default_value = "512m")]

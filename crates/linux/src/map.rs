@@ -142,7 +142,8 @@ impl FileMap {
     ) -> Result<FileMap, MapError> {
         let mut map = FileMap::new(file, offset, len, writable)?;
         map.tracker = Some(Arc::clone(tracker));
-        map.start_tracking(tracker)?;
+        // Registered by the first scan; until then any store is unseen.
+        map.lost_track(&mut map.shape.lock(), 0..len);
         Ok(map)
     }
 

@@ -124,9 +124,18 @@ impl Map {
             None => FileMap::new(&io, start, len, writable),
         };
         let map = map.map_err(map_error)?;
-        // Nobody knows the address yet: what the first scan reports is not a store.
-        map.scan_stores(0..map.len()).map_err(map_error)?;
         let file_key = file.handle.backing.key;
+        // Where the device has copies, stores are tracked from the start: nobody knows the address
+        // yet, so what the first scan reports is none. Elsewhere the mapping stays a plain one
+        // until the range is pinned.
+        let frame = shared.info.frame_bytes;
+        let inside = start..start + map.len() as u64;
+        let resident = shared.core.lock().engine.resident_folios(file_key, &inside);
+        for folio in resident {
+            let (from, to) = ((folio * frame).max(start), ((folio + 1) * frame).min(inside.end));
+            let range = (from - start) as usize..(to - start) as usize;
+            map.scan_stores(range).map_err(map_error)?;
+        }
         let whole = start..start + map.len() as u64;
         let mapped = Arc::new(Mapped { file: file_key, map, key: shared.fresh_map_key(), uffd });
         let key = mapped.key();

@@ -147,9 +147,9 @@ impl World {
         for file in files {
             let maps: Vec<MapKey> = self.twins.files[&file].maps.keys().copied().collect();
             for map in maps {
-                self.to_the_end(Request::MapOut { file, map });
+                self.finish(Request::MapOut { file, map });
             }
-            self.to_the_end(Request::Close { file });
+            self.finish(Request::Close { file });
             let floors = self.model.floors(file, &(0..FILE_MAX));
             let twin = &self.twins.files[&file];
             for at in (0..twin.bytes).step_by(CELL as usize) {
@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    fn to_the_end(&mut self, request: Request) {
+    fn finish(&mut self, request: Request) {
         let op = self.engine.submit(request, Some(99), true);
         for _ in 0..10_000 {
             match self.engine.poll(op, self.clock) {
@@ -311,7 +311,7 @@ impl World {
             self.next_map += 1;
             let start = self.dice.roll(8) * PAGE_BYTES;
             let range = start..start + (self.dice.roll(12) + 1) * PAGE_BYTES;
-            let writable = map.0 % 3 > 0;
+            let writable = !map.0.is_multiple_of(3);
             self.ask(actor, Request::MapIn { file, map, range, writable }, true, Want::Other);
         } else if !in_use {
             self.ask(actor, Request::MapOut { file, map: maps[0] }, true, Want::Other);
@@ -440,11 +440,9 @@ impl World {
                 }
                 self.model.claim(file, &range, false);
             }
-            (Want::Resize { file, bytes, old }, result) => {
-                if result.is_ok() {
-                    for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
-                        self.model.complete(file, at, 0);
-                    }
+            (Want::Resize { file, bytes, old }, Ok(_)) => {
+                for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
+                    self.model.complete(file, at, 0);
                 }
             }
             (Want::Read { file, range, floors }, Ok(_)) => {
@@ -608,7 +606,7 @@ impl World {
             Action::MapIn { file, map, range, traps } => {
                 let trapped = traps.iter().flat_map(pages).collect();
                 // Every third mapping is read-only, as it was asked for.
-                let writable = map.0 % 3 > 0;
+                let writable = !map.0.is_multiple_of(3);
                 let twin = TwinMap { range, writable, trapped, stored: Default::default() };
                 self.twins.files.get_mut(&file).expect("known").maps.insert(map, twin);
                 Reply::Done
