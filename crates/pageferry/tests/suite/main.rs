@@ -15,4 +15,5 @@ mod common;
 mod failures;
 mod mapping;
 mod pins;
+mod rfc;
 mod stress;
