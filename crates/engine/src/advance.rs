@@ -151,19 +151,24 @@ impl<E: Clone> Engine<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
         if !op.queued {
             op.queued = true;
-            let everywhere = state.suspect && matches!(op.request, Request::Pin { .. });
-            let over = if everywhere { 0..u64::MAX } else { page_span(&op.range) };
+            let ends = matches!(op.request, Request::MapOut { .. });
+            let everywhere = state.suspect && !ends;
             op.found = !everywhere;
-            op.queue = state
-                .maps
-                .iter()
-                .filter(|(k, m)| {
-                    let only = matches!(&op.request, Request::MapOut { map, .. } if map != *k);
-                    m.writable && !only
-                })
-                .map(|(k, m)| (Some(*k), clip(&m.range, &over)))
-                .filter(|(_, r)| !r.is_empty())
-                .collect();
+            let asked = if ends { 0..0 } else { page_span(&op.range) };
+            for (&map, m) in state.maps.iter().filter(|(_, m)| m.writable) {
+                if matches!(op.request, Request::MapOut { map: ending, .. } if ending != map) {
+                    continue;
+                }
+                let inside = clip(&m.range, &(0..state.pages.limit()));
+                let mut ranges = crate::range::RangeSet::new();
+                ranges.add(clip(&inside, &asked));
+                // At a mapping's end, and where a changed stamp is to be explained, all that the
+                // device has copies of matters; asking about more would only cost.
+                if ends || everywhere {
+                    state.pages.valid_runs(&inside).into_iter().for_each(|run| ranges.add(run));
+                }
+                op.queue.extend(ranges.iter().map(|(run, ())| (Some(map), run)));
+            }
         }
         if let Some((Some(map), range)) = op.queue.last().cloned() {
             let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
