@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::op::{Effect, Op, Phase, Turn};
 use crate::pages::{clip, page_span};
+use crate::trust::look;
 use crate::{Action, Engine, OpKey, PAGE_BYTES, Refusal, Request, WaitFor};
 
 impl<E: Clone> Engine<E> {
@@ -49,37 +50,39 @@ impl<E: Clone> Engine<E> {
     }
 
     fn observe(&mut self, op: &mut Op<E>) -> Turn<E> {
-        if let Some(error) = &self.lost {
+        if let Some(error) = &self.lost
+            && op.mode().is_some()
+        {
             return Turn::Refuse(Refusal::Failed(error.clone()));
         }
         if op.queued || op.inflight > 0 {
             return Turn::Clear;
         }
         op.queued = true;
-        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
-        Turn::Act {
-            action: Action::Observe { file: op.file },
-            file: op.file,
-            effect: Effect::Observe { epoch: state.change_epoch },
-            locks: Vec::new(),
-        }
+        look(op.file)
     }
 
     /// After a shrink, by whoever comes first.
     fn tidy(&mut self, op: &mut Op<E>) -> Turn<E> {
-        let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
-        let Some(from) = state.tidy_from else { return Turn::Clear };
-        let beyond = from..u64::MAX;
-        if !op.queued {
-            op.queued = true;
-            if state.pages.folios.range(state.pages.folios_of(&beyond)).next().is_some() {
-                return Turn::Act {
-                    action: Action::Hide { file: op.file, range: beyond },
-                    file: op.file,
-                    effect: Effect::Hide,
-                    locks: Vec::new(),
-                };
+        let Some(state) = self.files.get_mut(&op.file) else { return Turn::Clear };
+        let Some(tidy) = state.tidy else { return Turn::Clear };
+        let beyond = tidy.from..u64::MAX;
+        if !tidy.hidden {
+            // What is on its way onto the device may be of a file that has grown back.
+            if state.busy.intersects(beyond.clone()) {
+                return Turn::Blocked(WaitFor::Io);
             }
+            let ranges = state.unserved(&beyond);
+            if ranges.is_empty() {
+                state.tidy = Some(crate::file::Tidy { hidden: true, ..tidy });
+                return Turn::Again;
+            }
+            return Turn::Act {
+                action: Action::Hide { file: op.file, ranges },
+                file: op.file,
+                effect: Effect::Hide { serial: tidy.serial },
+                locks: vec![(op.file, beyond)],
+            };
         }
         let turn = match self.settle(op.file, &beyond) {
             Turn::Clear => self.free(op.file, &beyond),
@@ -88,8 +91,9 @@ impl<E: Clone> Engine<E> {
         if matches!(turn, Turn::Clear)
             && op.inflight == 0
             && let Some(state) = self.files.get_mut(&op.file)
+            && state.tidy == Some(tidy)
         {
-            state.tidy_from = None;
+            state.tidy = None;
         }
         turn
     }
@@ -145,18 +149,21 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    /// Asks every writable mapping of ours over the range (or, where a changed stamp is to be
-    /// explained, everywhere) what was stored to.
+    /// Asks every writable mapping of ours over the range (or, where the file is suspect,
+    /// everywhere) what was stored to. The pages of a write pin are trapped by now.
     fn scan(&mut self, op: &mut Op<E>) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
         if !op.queued {
             op.queued = true;
             let ends = matches!(op.request, Request::MapOut { .. });
-            let everywhere = state.suspect && !ends;
-            op.found = !everywhere;
-            let asked = if ends { 0..0 } else { page_span(&op.range) };
+            let writes = op.mode().is_some_and(|m| m.writes());
+            let everywhere = state.trust.suspect.is_some();
+            op.suspicion = state.trust.suspect;
+            let asked = if ends || writes { 0..0 } else { page_span(&op.range) };
             for (&map, m) in state.maps.iter().filter(|(_, m)| m.writable) {
-                if matches!(op.request, Request::MapOut { map: ending, .. } if ending != map) {
+                let other =
+                    matches!(op.request, Request::MapOut { map: ending, .. } if ending != map);
+                if other && !everywhere {
                     continue;
                 }
                 let inside = clip(&m.range, &(0..state.pages.limit()));
@@ -187,18 +194,9 @@ impl<E: Clone> Engine<E> {
                 locks: vec![(op.file, range)],
             };
         }
-        if op.inflight == 0
-            && matches!(op.request, Request::Pin { .. })
-            && let Some(state) = self.files.get_mut(&op.file)
-            && state.suspect
-            && state.busy.is_empty()
-        {
-            // Nothing of ours explains the new stamp: somebody else changed the file.
-            if !op.found {
-                state.pages.clear_valid_copies();
-                self.stats.distrusts += 1;
-            }
-            state.suspect = false;
+        if op.inflight == 0 && !self.scanned(op.file, op.suspicion) {
+            op.queued = false;
+            return Turn::Again;
         }
         Turn::Clear
     }
@@ -279,19 +277,15 @@ impl<E: Clone> Engine<E> {
         }
         if !op.queued {
             op.queued = true;
-            let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
-            return Turn::Act {
-                action: Action::Observe { file: op.file },
-                file: op.file,
-                effect: Effect::Observe { epoch: state.change_epoch },
-                locks: Vec::new(),
-            };
+            return look(op.file);
         }
         self.still_inside(op)
     }
 
-    fn still_inside(&self, op: &mut Op<E>) -> Turn<E> {
-        let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
+    fn still_inside(&mut self, op: &mut Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get_mut(&op.file) else {
+            return Turn::Refuse(Refusal::Gone);
+        };
         // A page that was there when we came by may have been spoilt since, by another's failed
         // fetch of newer bytes.
         if let Some((spoiled, ())) = state.spoiled.overlaps(page_span(&op.range)).next() {
@@ -302,6 +296,15 @@ impl<E: Clone> Engine<E> {
         }
         if op.range.end > state.pages.limit() {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
+        }
+        // The file shrank and grew back while the pin was being filled: nothing was stored yet that
+        // the cut could have lost, but what lay beyond is gone.
+        if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p))
+            && pin.cut.take().is_some()
+        {
+            op.short = false;
+            op.goto(if pin.mode.writes() { Phase::Trap } else { Phase::Scan });
+            return Turn::Again;
         }
         Turn::Clear
     }
@@ -317,7 +320,7 @@ impl<E: Clone> Engine<E> {
             Request::Change { .. } => page_span(&op.range),
             _ => op.range.clone(),
         };
-        let turn = self.clean(op.file, &range, op.pin, skip);
+        let turn = self.clean(op.file, &range, op.pin, skip, op.since);
         if matches!(turn, Turn::Clear) && op.inflight == 0 {
             match &op.request {
                 Request::Release { .. } => self.end_pin(op),
@@ -369,12 +372,16 @@ impl<E: Clone> Engine<E> {
                 if others || state.busy.intersects(region.clone()) {
                     return Turn::Blocked(WaitFor::Io);
                 }
-                let effect = Effect::Change { epoch: state.change_epoch };
-                (Action::Change { file }, effect, vec![(file, region)])
+                if let Some(turn) = self.look_first(file, op.since) {
+                    return turn;
+                }
+                (Action::Change { file }, Effect::Change, vec![(file, region)])
             }
             Request::Change { .. } => {
-                let effect = Effect::Change { epoch: state.change_epoch };
-                (Action::Change { file }, effect, Vec::new())
+                if let Some(turn) = self.look_first(file, op.since) {
+                    return turn;
+                }
+                (Action::Change { file }, Effect::Change, Vec::new())
             }
             Request::MapIn { map, range, writable, .. } => {
                 if state.busy.intersects(range.clone()) {
@@ -423,7 +430,7 @@ impl<E: Clone> Engine<E> {
             self.note_change();
         }
         if op.widened {
-            match self.clean(op.file, &op.range, None, true) {
+            match self.clean(op.file, &op.range, None, true, op.since) {
                 Turn::Clear => {}
                 turn => return turn,
             }
@@ -438,6 +445,12 @@ impl<E: Clone> Engine<E> {
             Request::Flush { .. } => false,
             _ => true,
         };
-        if worth { self.free(op.file, &op.range) } else { Turn::Clear }
+        let turn = if worth { self.free(op.file, &op.range) } else { Turn::Clear };
+        // A frame of the file may be on its way to another, which is no longer in the books.
+        let closes = matches!(op.request, Request::Close { .. });
+        if closes && matches!(turn, Turn::Clear) && self.is_in_flight(op.file) {
+            return Turn::Blocked(WaitFor::Io);
+        }
+        turn
     }
 }

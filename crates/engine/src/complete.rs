@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::file::FileState;
+use crate::file::{FileState, Tidy};
 use crate::op::{Effect, Flight};
 use crate::pages::{clip, page_span};
 use crate::{
@@ -23,23 +23,15 @@ impl<E: Clone> Engine<E> {
             o.inflight -= 1;
         }
         self.note_change();
-        let changing = matches!(effect, Effect::WriteBack { .. } | Effect::Change { .. });
-        let alone = changing && self.end_of_change(file, &effect);
         match reply {
-            Reply::Failed { class, error } => self.failed(op, file, effect, class, error),
-            reply => self.succeeded(op, file, effect, reply, alone),
+            Reply::Failed { class, error } => {
+                if matches!(effect, Effect::WriteBack { .. } | Effect::Change) {
+                    self.change_ended(file, action.0, None);
+                }
+                self.failed(op, file, effect, class, error);
+            }
+            reply => self.succeeded((action, op), file, effect, reply),
         }
-    }
-
-    /// Whether no other own change overlapped this one.
-    fn end_of_change(&mut self, file: FileKey, effect: &Effect) -> bool {
-        let Some(state) = self.files.get_mut(&file) else { return false };
-        let (Effect::WriteBack { epoch, .. } | Effect::Change { epoch }) = effect else {
-            return false;
-        };
-        state.changing -= 1;
-        state.change_epoch += 1;
-        state.changing == 0 && state.change_epoch == epoch + 2
     }
 
     fn failed(&mut self, op: OpKey, file: FileKey, effect: Effect, class: Class, error: E) {
@@ -59,6 +51,16 @@ impl<E: Clone> Engine<E> {
                 }
                 _ => {}
             }
+        }
+        let ends_map = |o: &crate::op::Op<E>| matches!(o.request, crate::Request::MapOut { .. });
+        match &effect {
+            // Nobody knows how much of it was done.
+            Effect::Change => self.distrust(file),
+            // A mapping ends all the same.
+            Effect::Observe | Effect::Scan { .. } if self.ops.get(&op).is_some_and(ends_map) => {
+                return self.distrust(file);
+            }
+            _ => {}
         }
         let Some(op) = self.ops.get_mut(&op) else { return };
         match effect {
@@ -100,29 +102,21 @@ impl<E: Clone> Engine<E> {
 
     fn succeeded(
         &mut self,
-        op: OpKey,
+        (action, op): (ActionKey, OpKey),
         file: FileKey,
         effect: Effect,
         reply: Reply<E>,
-        alone: bool,
     ) {
         match (effect, reply) {
-            (Effect::Observe { epoch }, Reply::Observed(seen)) => {
-                let undisturbed = self
-                    .files
-                    .get(&file)
-                    .is_some_and(|s| s.changing == 0 && s.change_epoch == epoch);
-                if undisturbed {
-                    self.learn(file, seen);
-                }
-            }
+            (Effect::Observe, Reply::Observed(seen)) => self.observed(op, file, action.0, seen),
             (Effect::Scan { map, range }, Reply::Stored(stored)) => {
-                self.stored(op, (file, map), &range, stored)
+                self.stored((file, map), &range, stored)
             }
             (Effect::Trap { map, range }, Reply::Done) => {
                 let Some(state) = self.files.get_mut(&file) else { return };
                 let Some(m) = state.maps.get_mut(&map) else { return };
                 m.trapped.add(range.clone());
+                m.tracked.remove(range.clone());
                 self.stats.traps += 1;
                 if m.writable {
                     // A store may have come between the last scan and the trap: nobody can know.
@@ -138,18 +132,20 @@ impl<E: Clone> Engine<E> {
             (Effect::Steal { folio, frame }, Reply::Done) => self.adopt(file, folio, frame),
             (Effect::Free { .. }, Reply::Done) => self.frames_used -= 1,
             (Effect::Fetch { range, zero, stale }, Reply::Fetched { short }) => {
-                self.fetched(op, file, &range, zero, stale, short);
+                self.fetched(op, file, &range, (zero, stale, short));
             }
-            (Effect::WriteBack { range, .. }, Reply::WroteBack { before, after }) => {
-                self.wrote_back(op, file, &range, (before, after), alone);
+            (Effect::WriteBack { range }, Reply::WroteBack { bytes, after }) => {
+                self.wrote_back(op, file, &range, bytes);
+                self.change_ended(file, action.0, Some(after));
             }
             (Effect::TakeDirty { range }, Reply::Dirty(dirty)) => {
                 if let Some(state) = self.files.get_mut(&file) {
                     state.note_stored(&range, dirty);
                 }
             }
-            (Effect::Change { .. }, Reply::Changed { before, after, error }) => {
-                self.has_changed(op, file, (before, after), error, alone);
+            (Effect::Change, Reply::Changed { after, error }) => {
+                self.has_changed(op, file, after, error);
+                self.change_ended(file, action.0, Some(after));
             }
             (Effect::MapIn { map, range, writable, traps }, Reply::Done) => {
                 self.add_map(file, map, range, writable, &traps);
@@ -159,7 +155,12 @@ impl<E: Clone> Engine<E> {
                     state.maps.remove(&map);
                 }
             }
-            (Effect::Hide | Effect::Expel, Reply::Done) => {}
+            (Effect::Hide { serial }, Reply::Done) => {
+                if let Some(tidy) = self.files.get_mut(&file).and_then(|s| s.tidy.as_mut()) {
+                    tidy.hidden |= tidy.serial == serial;
+                }
+            }
+            (Effect::Expel, Reply::Done) => {}
             (effect, _) => debug_assert!(false, "reply does not fit {effect:?}"),
         }
     }
@@ -179,9 +180,7 @@ impl<E: Clone> Engine<E> {
         op: OpKey,
         file: FileKey,
         range: &Range<u64>,
-        zero: bool,
-        stale: bool,
-        short: bool,
+        (zero, stale, short): (bool, bool, bool),
     ) {
         let Some(state) = self.files.get_mut(&file) else { return };
         state.spoiled.remove(range.clone());
@@ -195,77 +194,41 @@ impl<E: Clone> Engine<E> {
             self.stats.fetched_bytes += bytes;
             self.stats.fetches += 1;
         }
-        let Some(op) = self.ops.get_mut(&op) else { return };
-        op.short |= short;
-        if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p))
-            && zero
-        {
-            pin.zeroed.add(range.clone());
+        if let Some(op) = self.ops.get_mut(&op) {
+            op.short |= short;
         }
     }
 
-    fn wrote_back(
-        &mut self,
-        op: OpKey,
-        file: FileKey,
-        range: &Range<u64>,
-        seen: (Observed, Observed),
-        alone: bool,
-    ) {
+    fn wrote_back(&mut self, op: OpKey, file: FileKey, range: &Range<u64>, bytes: u64) {
         let Some(state) = self.files.get_mut(&file) else { return };
-        let inside = clip(range, &(0..seen.0.bytes));
-        self.stats.written_bytes += inside.end - inside.start;
+        state.pages.clear_dirty(range);
+        let lost = range.end - range.start - bytes;
+        self.stats.written_bytes += bytes;
+        self.stats.forgotten_bytes += lost;
         self.stats.writebacks += 1;
         if let Some(op) = self.ops.get_mut(&op) {
-            op.written_bytes += inside.end - inside.start;
-        }
-        let foreign = alone && state.is_foreign(seen.0);
-        if foreign {
-            state.pages.clear_valid_copies();
-            self.stats.distrusts += 1;
-        }
-        state.pages.clear_dirty(range);
-        if alone {
-            self.resized(file, seen.1.bytes);
-        }
-        if let Some(state) = self.files.get_mut(&file) {
-            state.stamp = alone.then_some(seen.1.stamp);
+            op.written_bytes += bytes;
+            op.lost_bytes += lost;
         }
     }
 
-    fn has_changed(
-        &mut self,
-        op: OpKey,
-        file: FileKey,
-        seen: (Observed, Observed),
-        error: Option<E>,
-        alone: bool,
-    ) {
+    fn has_changed(&mut self, op: OpKey, file: FileKey, after: Observed, error: Option<E>) {
         let Some(o) = self.ops.get_mut(&op) else { return };
-        let (range, request) = (o.range.clone(), o.request.clone());
+        let (range, request) = (page_span(&o.range), o.request.clone());
         if let Some(error) = error {
             o.refusal.get_or_insert(Refusal::Failed(error));
         }
-        let Some(state) = self.files.get_mut(&file) else { return };
-        if alone && state.is_foreign(seen.0) {
-            state.pages.clear_valid_copies();
-            self.stats.distrusts += 1;
+        // Only one change of the size is under way at a time.
+        if matches!(request, Request::Resize { .. } | Request::Change { resizes: true, .. }) {
+            self.resized(file, after.bytes);
         }
-        let size_is_ours = match request {
-            Request::Resize { .. } => true,
-            Request::Change { resizes, .. } => resizes || alone,
-            _ => false,
-        };
-        if size_is_ours {
-            self.resized(file, seen.1.bytes);
-        }
-        let Some(state) = self.files.get_mut(&file) else { return };
-        state.stamp = alone.then_some(seen.1.stamp);
-        if matches!(request, Request::Change { .. }) {
-            state.pages.clear_valid(&page_span(&range));
+        if matches!(request, Request::Change { .. })
+            && let Some(state) = self.files.get_mut(&file)
+        {
+            state.pages.clear_valid(&range);
             for flight in self.flights.values_mut().filter(|f| f.file == file) {
                 if let Effect::Fetch { range: fetching, stale, .. } = &mut flight.effect {
-                    *stale |= !clip(fetching, &page_span(&range)).is_empty();
+                    *stale |= !clip(fetching, &range).is_empty();
                 }
             }
         }
@@ -274,41 +237,32 @@ impl<E: Clone> Engine<E> {
     /// What a scan of a mapping found makes those copies old.
     fn stored(
         &mut self,
-        op: OpKey,
         (file, map): (FileKey, MapKey),
         range: &Range<u64>,
         stored: Option<Vec<Range<u64>>>,
     ) {
         let Some(state) = self.files.get_mut(&file) else { return };
+        let Some(m) = state.maps.get_mut(&map) else { return };
+        let exact = stored.is_some();
         let runs = stored.unwrap_or_else(|| vec![range.clone()]);
-        let trapped = state.maps.get(&map).map(|m| m.trapped.clone()).unwrap_or_default();
         for run in runs.iter().map(|r| clip(r, range)) {
             // Trapped pages cannot have been stored to; the device may hold their newest bytes.
-            for open in trapped.gaps(run) {
+            for open in m.trapped.gaps(run) {
                 self.stats.stored_bytes += state.pages.valid_bytes(&open);
                 state.pages.clear_valid(&open);
+                if exact && m.tracked.intersects(open) {
+                    state.trust.explain();
+                }
             }
         }
-        if let Some(op) = self.ops.get_mut(&op) {
-            op.found |= !runs.is_empty();
+        if exact {
+            m.trapped.gaps(range.clone()).into_iter().for_each(|open| m.tracked.add(open));
         }
-    }
-
-    /// An undisturbed observation: what happened to the file behind our back?
-    pub(crate) fn learn(&mut self, file: FileKey, seen: Observed) {
-        let Some(state) = self.files.get_mut(&file) else { return };
-        if state.is_foreign(seen) {
-            state.pages.clear_valid_copies();
-            self.stats.distrusts += 1;
-        } else if state.stamp.is_some_and(|s| s != seen.stamp) {
-            state.suspect = true;
-        }
-        state.stamp = Some(seen.stamp);
-        self.resized(file, seen.bytes);
     }
 
     /// The size is now `bytes`: pins are cut, what lay beyond is forgotten.
     pub(crate) fn resized(&mut self, file: FileKey, bytes: u64) {
+        let serial = self.clock();
         let Some(state) = self.files.get_mut(&file) else { return };
         let old = state.pages.bytes();
         self.stats.forgotten_bytes += state.pages.resize(bytes);
@@ -320,16 +274,12 @@ impl<E: Clone> Engine<E> {
             pin.cut = Some(pin.cut.unwrap_or(u64::MAX).min(bytes));
         }
         let from = bytes.saturating_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
-        state.tidy_from = Some(state.tidy_from.unwrap_or(u64::MAX).min(from));
+        let from = state.tidy.map_or(from, |t| t.from.min(from));
+        state.tidy = Some(Tidy { from, hidden: false, serial });
     }
 }
 
 impl FileState {
-    /// A stamp that moved, with no store through a mapping of ours that could have moved it.
-    fn is_foreign(&self, seen: Observed) -> bool {
-        self.stamp.is_some_and(|s| s != seen.stamp) && !self.has_writable_maps()
-    }
-
     /// Pages stored to count for every live write pin that touches them.
     fn note_stored(&mut self, range: &Range<u64>, dirty: Option<Vec<Range<u64>>>) {
         for run in dirty.unwrap_or_else(|| vec![range.clone()]) {

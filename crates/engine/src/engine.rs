@@ -8,8 +8,8 @@ use crate::op::{Effect, Flight, Op, Phase, Turn};
 use crate::pages::page_span;
 use crate::queue::Queues;
 use crate::{
-    ActionKey, FileKey, FrameId, MapKey, Observed, OpKey, Outcome, Owner, PAGE_BYTES, PinKey,
-    Refusal, Request, Stats, Step, WaitFor,
+    Action, ActionKey, FileKey, FrameId, MapKey, Observed, OpKey, Outcome, Owner, PAGE_BYTES,
+    PinKey, Refusal, Request, Stats, Step, WaitFor,
 };
 
 /// What the engine is told once.
@@ -72,6 +72,11 @@ impl<E: Clone> Engine<E> {
         }
     }
 
+    /// The moment, counted in keys given out.
+    pub(crate) fn clock(&self) -> u64 {
+        self.next
+    }
+
     fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -80,9 +85,8 @@ impl<E: Clone> Engine<E> {
     /// Makes a file known, as observed now.
     pub fn add_file(&mut self, observed: Observed) -> FileKey {
         let key = FileKey(self.fresh() as u32);
-        let mut file = FileState::new(self.config.frame_bytes);
+        let mut file = FileState::new(self.config.frame_bytes, observed.stamp);
         file.pages.resize(observed.bytes);
-        file.stamp = Some(observed.stamp);
         self.files.insert(key, file);
         key
     }
@@ -114,6 +118,7 @@ impl<E: Clone> Engine<E> {
         };
         let key = OpKey(self.fresh());
         let mut op = Op::new(request, file, range, owner, patient);
+        op.since = key.0;
         self.greet(key, &mut op);
         self.ops.insert(key, op);
         key
@@ -180,12 +185,14 @@ impl<E: Clone> Engine<E> {
         loop {
             let before = op.waiting;
             op.waiting = None;
-            match self.advance(key, &mut op) {
+            let phase = op.phase;
+            let turn = self.advance(key, &mut op);
+            if op.phase != phase {
+                op.since = self.clock();
+            }
+            match turn {
                 Turn::Act { action, file, effect, locks } => {
-                    let flight = ActionKey(self.fresh());
-                    self.take_off(flight, &effect, file, &locks);
-                    op.inflight += 1;
-                    self.flights.insert(flight, Flight { op: key, file, effect, locks });
+                    let flight = self.take_off(key, &mut op, effect, file, locks);
                     self.ops.insert(key, op);
                     return Step::Do(flight, action);
                 }
@@ -212,6 +219,7 @@ impl<E: Clone> Engine<E> {
                 Turn::Clear if op.phase != Phase::End => {
                     // A failed untrap leaves the page away: better slow than wrong.
                     op.goto(next_phase(&op));
+                    op.since = self.clock();
                 }
                 Turn::Clear => {
                     self.changed = true;
@@ -219,6 +227,29 @@ impl<E: Clone> Engine<E> {
                 }
             }
         }
+    }
+
+    /// The next copy of a request, for a thread that helps with it: `None` if there is none to hand
+    /// out now. All else, the request's own call above all, is for the thread that polls.
+    pub fn help(&mut self, key: OpKey, now: u64) -> Option<(ActionKey, Action)> {
+        self.now = now;
+        let copying = |op: &Op<E>| matches!(op.phase, Phase::Fill | Phase::Clean);
+        let mut op = self.ops.remove(&key)?;
+        let mut handed = None;
+        if copying(&op) && op.refusal.is_none() {
+            match self.advance(key, &mut op) {
+                Turn::Act { action, file, effect, locks } => {
+                    handed = Some((self.take_off(key, &mut op, effect, file, locks), action));
+                }
+                Turn::Refuse(refusal) => {
+                    op.refusal.get_or_insert(refusal);
+                    self.changed = true;
+                }
+                Turn::Blocked(_) | Turn::Clear | Turn::Again => {}
+            }
+        }
+        self.ops.insert(key, op);
+        handed
     }
 
     /// Refuses a wait that must not or cannot be.
@@ -264,31 +295,39 @@ impl<E: Clone> Engine<E> {
     /// Bookkeeping at the moment an action goes out.
     fn take_off(
         &mut self,
-        key: ActionKey,
-        effect: &Effect,
+        op_key: OpKey,
+        op: &mut Op<E>,
+        effect: Effect,
         file: FileKey,
-        locks: &[(FileKey, Range<u64>)],
-    ) {
-        for (file, range) in locks {
+        locks: Vec<(FileKey, Range<u64>)>,
+    ) -> ActionKey {
+        let key = ActionKey(self.fresh());
+        op.inflight += 1;
+        for (file, range) in &locks {
             if let Some(state) = self.files.get_mut(file) {
                 debug_assert!(!state.busy.intersects(range.clone()), "page lock taken twice");
                 state.busy.insert(range.clone(), key);
             }
         }
         // The device may give the frame to somebody else before we hear that it is free.
-        if let Effect::Free { folio } = effect
-            && let Some(state) = self.files.get_mut(&file)
-        {
-            let span = state.pages.folio_span(*folio);
-            state.spoiled.remove(span);
-            state.pages.remove_folio(*folio);
+        if let Some(state) = self.files.get_mut(&file) {
+            match &effect {
+                Effect::Free { folio } => {
+                    let span = state.pages.folio_span(*folio);
+                    state.spoiled.remove(span);
+                    state.pages.remove_folio(*folio);
+                }
+                Effect::WriteBack { .. } | Effect::Change => state.trust.change_begins(),
+                Effect::Fetch { range, zero: true, .. } => {
+                    if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p)) {
+                        pin.zeroed.add(range.clone());
+                    }
+                }
+                _ => {}
+            }
         }
-        if matches!(effect, Effect::WriteBack { .. } | Effect::Change { .. })
-            && let Some(state) = self.files.get_mut(&file)
-        {
-            state.changing += 1;
-            state.change_epoch += 1;
-        }
+        self.flights.insert(key, Flight { op: op_key, file, effect, locks });
+        key
     }
 
     /// Takes the pin out of the books and says what its end leaves to do.
@@ -400,7 +439,7 @@ impl<E: Clone> Engine<E> {
         for trap in traps {
             trapped.add(trap.clone());
         }
-        state.maps.insert(map, Map { range, writable, trapped });
+        state.maps.insert(map, Map { range, writable, trapped, tracked: Default::default() });
     }
 
     // ---- what a caller may ask without a request -------------------------------------------
@@ -474,11 +513,22 @@ impl<E: Clone> Engine<E> {
         }
     }
 
+    /// Some action on the file is under way, or some request for it.
+    fn is_worked_on(&self, file: FileKey) -> bool {
+        self.is_in_flight(file) || self.ops.values().any(|o| o.file == file)
+    }
+
+    /// Some action under way names the file.
+    pub(crate) fn is_in_flight(&self, file: FileKey) -> bool {
+        let names = |f: &Flight| f.file == file || f.locks.iter().any(|(l, _)| *l == file);
+        self.flights.values().any(names)
+    }
+
     /// Forgets a file whatever it holds (its last bytes cannot be kept): returns the folios and
     /// frames to free and the dirty bytes lost. Refused (`None`) while anything works on it.
     pub fn abandon(&mut self, file: FileKey) -> Option<(Vec<(u64, FrameId)>, u64)> {
         let state = self.files.get(&file)?;
-        if !state.busy.is_empty() || self.ops.values().any(|o| o.file == file) {
+        if !state.busy.is_empty() || self.is_worked_on(file) {
             return None;
         }
         let state = self.files.remove(&file)?;
@@ -513,7 +563,8 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
                 Scan
             }
         }
-        (Request::Pin { .. }, Trap | Scan) => Fill,
+        (Request::Pin { .. }, Trap) => Scan,
+        (Request::Pin { .. }, Scan) => Fill,
         (Request::Release { keep, .. }, TakeDirty) => {
             if *keep {
                 Settle
@@ -525,6 +576,7 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
         (Request::Touch { .. } | Request::Change { .. }, Admit) => Clean,
         (Request::Change { .. }, Clean) => Perform,
         (Request::Resize { .. }, Perform) => Tidy,
+        (Request::MapOut { .. }, Observe) => Scan,
         (Request::MapOut { .. }, Scan) => Perform,
         (Request::MapIn { .. } | Request::MapOut { .. } | Request::Expel { .. }, Perform) => End,
         (_, Clean | Perform | Tidy) => Settle,

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::pages::{Pages, clip, page_span};
 use crate::range::{RangeMap, RangeSet};
+use crate::trust::Trust;
 use crate::{ActionKey, MapKey, Mode, OpKey, Owner, PinKey, Stamp};
 
 /// A range held on the device. It holds from the moment it is admitted, before it is filled.
@@ -37,6 +38,9 @@ pub(crate) struct Map {
     pub(crate) writable: bool,
     /// Pages whose CPU accesses wait.
     pub(crate) trapped: RangeSet,
+    /// Pages whose next store will be told by a scan. Of others a scan says that they were stored to
+    /// because it cannot know better.
+    pub(crate) tracked: RangeSet,
 }
 
 /// A change through a system call, from its admission to its end.
@@ -47,12 +51,22 @@ pub(crate) struct Claim {
     pub(crate) resizes: bool,
 }
 
+/// What a shrink leaves to do from an offset on: make pages unreachable for kernels, lift traps,
+/// free frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tidy {
+    pub(crate) from: u64,
+    /// Kernels cannot reach the pages any more.
+    pub(crate) hidden: bool,
+    /// Which shrink it was.
+    pub(crate) serial: u64,
+}
+
 /// One file.
 #[derive(Clone, Debug)]
 pub(crate) struct FileState {
     pub(crate) pages: Pages,
-    /// The stamp that every valid page is known to be as new as; `None`: take the next one seen.
-    pub(crate) stamp: Option<Stamp>,
+    pub(crate) trust: Trust,
     pub(crate) pins: BTreeMap<PinKey, Pin>,
     pub(crate) maps: BTreeMap<MapKey, Map>,
     pub(crate) claims: BTreeMap<OpKey, Claim>,
@@ -62,31 +76,22 @@ pub(crate) struct FileState {
     pub(crate) spoiled: RangeSet,
     /// Last use, by folio.
     pub(crate) heat: RangeMap<u64>,
-    /// Own changes of the file under way, and how many have begun or ended: an observation that
-    /// overlaps one cannot be attributed.
-    pub(crate) changing: u32,
-    pub(crate) change_epoch: u64,
-    /// The stamp moved while stores through our own mappings may explain it.
-    pub(crate) suspect: bool,
-    /// The file shrank: from here on, traps are to be lifted and frames freed.
-    pub(crate) tidy_from: Option<u64>,
+    /// The file shrank: what lies beyond is to be tidied up.
+    pub(crate) tidy: Option<Tidy>,
 }
 
 impl FileState {
-    pub(crate) fn new(frame_bytes: u64) -> FileState {
+    pub(crate) fn new(frame_bytes: u64, stamp: Stamp) -> FileState {
         FileState {
             pages: Pages::new(frame_bytes),
-            stamp: None,
+            trust: Trust::new(stamp),
             pins: BTreeMap::new(),
             maps: BTreeMap::new(),
             claims: BTreeMap::new(),
             busy: RangeMap::new(),
             spoiled: RangeSet::new(),
             heat: RangeMap::new(),
-            changing: 0,
-            change_epoch: 0,
-            suspect: false,
-            tidy_from: None,
+            tidy: None,
         }
     }
 
@@ -119,12 +124,19 @@ impl FileState {
         set
     }
 
+    /// Pages on frames inside `range` that are neither valid nor held by a pin.
+    pub(crate) fn unserved(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut held = RangeSet::new();
+        for pin in self.pins.values() {
+            let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
+            held.add(clip(&pin.pages(), &(0..end)));
+        }
+        let runs = self.pages.invalid_runs(range);
+        runs.into_iter().flat_map(|run| held.gaps(run)).collect()
+    }
+
     /// Trapped in some mapping.
     pub(crate) fn is_trapped(&self, range: &Range<u64>) -> bool {
         self.maps.values().any(|m| m.trapped.intersects(range.clone()))
-    }
-
-    pub(crate) fn has_writable_maps(&self) -> bool {
-        self.maps.values().any(|m| m.writable)
     }
 }

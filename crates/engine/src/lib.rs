@@ -28,15 +28,16 @@
 //! # The way of a request
 //!
 //! ```text
-//! Pin      Observe → Tidy → Admit → Trap (write) | Scan (read) → Fill → End
+//! Pin      Observe → Tidy → Admit → Trap (write) → Scan → Fill → End
 //! Release  TakeDirty → [Clean] → Settle → Free → End
 //! Change   Admit → Clean → Perform → Settle → Free → End
 //! Resize   Perform → Tidy → Settle → Free → End
 //! Flush    Clean → Settle → End          Touch   Admit → Clean → Settle → End
 //! Evict    Clean → Settle → Free → End   Query   TakeDirty → End
-//! MapIn    Perform → End                 MapOut  Scan → Perform → End
+//! MapIn    Perform → End                 MapOut  Observe → Scan → Perform → End
 //! Expel    Perform → End
 //! ```
+//! Whoever is about to change the file looks at it first (`trust.rs` says why).
 //! A request that is refused on its way goes through `Settle → Free` first: nothing of it remains.
 //!
 //! # Invariants
@@ -63,6 +64,7 @@ mod queue;
 pub mod range;
 mod stats;
 mod steps;
+mod trust;
 mod types;
 mod wait;
 

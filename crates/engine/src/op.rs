@@ -58,8 +58,10 @@ pub(crate) struct Op<E> {
     pub(crate) queue: Vec<(Option<MapKey>, Range<u64>)>,
     /// The phase has filled its queue.
     pub(crate) queued: bool,
-    /// A scan found stores.
-    pub(crate) found: bool,
+    /// The suspicion that its scan is to settle.
+    pub(crate) suspicion: Option<u64>,
+    /// When it entered its phase, as [`Trust`](crate::trust::Trust) counts.
+    pub(crate) since: u64,
     /// A fetch met an early end of file.
     pub(crate) short: bool,
     /// `Untrap` ran out of mappings once: the range was widened to the whole trapped run.
@@ -88,7 +90,7 @@ impl<E> Op<E> {
                 Phase::Perform
             }
             Request::Flush { .. } | Request::Evict { .. } | Request::Close { .. } => Phase::Clean,
-            Request::MapOut { .. } => Phase::Scan,
+            Request::MapOut { .. } => Phase::Observe,
             Request::Query { .. } => Phase::TakeDirty,
         };
         Op {
@@ -106,7 +108,8 @@ impl<E> Op<E> {
             cursor: 0,
             queue: Vec::new(),
             queued: false,
-            found: false,
+            suspicion: None,
+            since: 0,
             short: false,
             widened: false,
             stay_trapped: false,
@@ -127,13 +130,14 @@ impl<E> Op<E> {
     pub(crate) fn goto(&mut self, phase: Phase) {
         self.phase = phase;
         self.queued = false;
+        self.cursor = 0;
     }
 }
 
 /// What a completed action means, remembered from when it was handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    Observe { epoch: u64 },
+    Observe,
     Scan { map: MapKey, range: Range<u64> },
     Trap { map: MapKey, range: Range<u64> },
     Untrap { map: MapKey, range: Range<u64> },
@@ -141,11 +145,11 @@ pub(crate) enum Effect {
     Steal { folio: u64, frame: crate::FrameId },
     Free { folio: u64 },
     Fetch { range: Range<u64>, zero: bool, stale: bool },
-    WriteBack { range: Range<u64>, epoch: u64 },
+    WriteBack { range: Range<u64> },
     TakeDirty { range: Range<u64> },
-    Hide,
+    Hide { serial: u64 },
     Expel,
-    Change { epoch: u64 },
+    Change,
     MapIn { map: MapKey, range: Range<u64>, writable: bool, traps: Vec<Range<u64>> },
     MapOut { map: MapKey },
 }

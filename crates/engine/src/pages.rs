@@ -169,6 +169,19 @@ impl Pages {
         runs
     }
 
+    /// The runs of pages inside `range` that have frames and are not valid, as bytes, split at folios.
+    pub(crate) fn invalid_runs(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        for (&folio, _) in self.folios.range(self.folios_of(range)) {
+            let mut rest = clip(&self.folio_span(folio), range);
+            while let Some(run) = self.first_invalid(folio, &rest) {
+                rest.start = run.end;
+                runs.push(run);
+            }
+        }
+        runs
+    }
+
     /// Resident bytes of `range`.
     pub(crate) fn valid_bytes(&self, range: &Range<u64>) -> u64 {
         self.folios

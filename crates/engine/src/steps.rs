@@ -29,13 +29,15 @@ impl FileState {
 }
 
 impl<E: Clone> Engine<E> {
-    /// Writes back the next stretch of dirty bytes that no live write pin of another holds.
+    /// Writes back the next stretch of dirty bytes that no live write pin of another holds; looks at
+    /// the file first if nobody has `since`.
     pub(crate) fn clean(
         &self,
         file: FileKey,
         range: &Range<u64>,
         own: Option<PinKey>,
         skip_pinned: bool,
+        since: u64,
     ) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
         let mut rest = range.clone();
@@ -62,10 +64,13 @@ impl<E: Clone> Engine<E> {
             }
             let folio = state.pages.folio_of(run.start);
             let Some(frame) = state.pages.frame(folio) else { continue };
+            if let Some(turn) = self.look_first(file, since) {
+                return turn;
+            }
             return Turn::Act {
                 action: Action::WriteBack { file, frame, range: run.clone() },
                 file,
-                effect: Effect::WriteBack { range: run.clone(), epoch: state.change_epoch },
+                effect: Effect::WriteBack { range: run.clone() },
                 locks: vec![(file, page_span(&run))],
             };
         }
@@ -211,7 +216,7 @@ impl<E: Clone> Engine<E> {
                 // Newer bytes of a page that is otherwise unknown go home before it is fetched.
                 Some(dirty) if page_span(&dirty).start == run.start => {
                     let page = clip(&run, &page_span(&dirty));
-                    return self.clean(op.file, &page, op.pin, false);
+                    return self.clean(op.file, &page, op.pin, false, op.since);
                 }
                 Some(dirty) => return self.fetch(op, frame, run.start..page_span(&dirty).start),
                 None => return self.fetch(op, frame, run),
@@ -298,7 +303,7 @@ impl<E: Clone> Engine<E> {
             Victim::Dirty(from, old) => {
                 let Some(victim) = self.files.get(&from) else { return Turn::Blocked(WaitFor::Io) };
                 let old_span = victim.pages.folio_span(old);
-                let turn = match self.clean(from, &old_span, None, true) {
+                let turn = match self.clean(from, &old_span, None, true, op.since) {
                     Turn::Clear => self.settle(from, &old_span),
                     turn => turn,
                 };

@@ -323,8 +323,8 @@ pub enum Action {
         /// Zero them instead of reading: they are about to be overwritten.
         zero: bool,
     },
-    /// Copy bytes from the frame into the file, never beyond its end, with one [`Observed`] before
-    /// and one after. Reply: [`Reply::WroteBack`].
+    /// Copy bytes from the frame into the file, never beyond its end; then `statx`. Reply:
+    /// [`Reply::WroteBack`].
     WriteBack {
         /// Which file.
         file: FileKey,
@@ -341,15 +341,15 @@ pub enum Action {
         /// Which pages.
         range: Range<u64>,
     },
-    /// Make resident pages of the range unreachable for kernels. Reply: [`Reply::Done`].
+    /// Make pages unreachable for kernels. Reply: [`Reply::Done`].
     Hide {
         /// Which file.
         file: FileKey,
-        /// Which pages.
-        range: Range<u64>,
+        /// Which pages: each range inside one folio.
+        ranges: Vec<Range<u64>>,
     },
-    /// The system call that a `Change` or `Resize` is about, with one [`Observed`] before and one
-    /// after. Reply: [`Reply::Changed`].
+    /// The system call that a `Change` or `Resize` is about; then `statx`. Reply:
+    /// [`Reply::Changed`].
     Change {
         /// Which file.
         file: FileKey,
@@ -402,8 +402,8 @@ pub enum Reply<E> {
     },
     /// The bytes are in the page cache.
     WroteBack {
-        /// Before the first byte was written.
-        before: Observed,
+        /// Bytes written: fewer than asked if the file ended before.
+        bytes: u64,
         /// After the last.
         after: Observed,
     },
@@ -411,9 +411,7 @@ pub enum Reply<E> {
     Dirty(Option<Vec<Range<u64>>>),
     /// The call was made; `error` tells if it failed (then some bytes may have changed).
     Changed {
-        /// Before the call.
-        before: Observed,
-        /// After it.
+        /// After the call.
         after: Observed,
         /// Its failure.
         error: Option<E>,

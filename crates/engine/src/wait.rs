@@ -35,7 +35,13 @@ impl<E: Clone> Engine<E> {
             return Blockers { owners, any: true };
         }
         let pages = page_span(&op.range);
-        let others = file.pins.iter().filter(|(k, _)| Some(**k) != op.pin).map(|(_, p)| p);
+        let others = file.pins.iter().filter(|(k, _)| Some(**k) != op.pin);
+        // One that is only being filled gets on by itself, unless it waits for a frame.
+        let idle = |k: &crate::PinKey| {
+            self.ops.get(&OpKey(k.0)).is_some_and(|o| o.waiting == Some(WaitFor::Frames))
+        };
+        let filling = others.clone().filter(|(k, p)| p.granted || idle(k)).map(|(_, p)| p);
+        let others = others.map(|(_, p)| p);
         match &op.request {
             Request::Pin { mode, .. } if op.phase <= Phase::Admit => {
                 // A page that was zeroed for an overwrite belongs to that pin whole.
@@ -48,6 +54,10 @@ impl<E: Clone> Engine<E> {
                     **k != key && mode.writes() && overlap(&page_span(&c.range), &pages)
                 });
                 owners.extend(claims.map(|(_, c)| c.owner));
+            }
+            Request::Pin { .. } => {
+                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
+                owners.extend(filling.filter(writes).map(|p| p.owner));
             }
             Request::Flush { .. } | Request::Release { .. } => {
                 let dirty = |p: &&crate::file::Pin| {

@@ -109,15 +109,14 @@ impl Shared {
             Action::Fetch { file, frame, range, zero } => self.fetch(*file, *frame, range, *zero),
             Action::WriteBack { file, frame, range } => self.write_back(*file, *frame, range),
             Action::TakeDirty { file, range } => self.take_dirty(*file, range),
-            Action::Hide { file, range } => self.hide(*file, range),
+            Action::Hide { file, ranges } => self.hide(*file, ranges),
             Action::Change { file } => {
                 let io = self.backing(*file)?.io();
-                let before = observe(&io)?;
                 let made = match change {
                     Some(change) => change(&io),
                     None => Err(Error::Unsupported("a change without its call".into())),
                 };
-                Ok(Reply::Changed { before, after: observe(&io)?, error: made.err() })
+                Ok(Reply::Changed { after: observe(&io)?, error: made.err() })
             }
             Action::Expel { map, at, .. } => {
                 self.mapped(*map)?.expel(*at)?;
@@ -219,9 +218,10 @@ impl Shared {
         range: &Range<u64>,
     ) -> Result<Reply<Error>, Failure> {
         let io = self.backing(file)?.io();
-        let before = observe(&io)?;
-        let inside = range.start..range.end.min(before.bytes);
-        if inside.start < inside.end {
+        // Never beyond the end of the file as it is now.
+        let end = range.end.min(observe(&io)?.bytes);
+        let inside = range.start..end.max(range.start);
+        if !inside.is_empty() {
             let mut at = inside.start;
             let mut sink = |piece: &[u8]| {
                 io.write_at(piece, at).map_err(|e| e.source)?;
@@ -231,7 +231,7 @@ impl Shared {
             let drained = self.device.drain(self.span(device_frame(frame), &inside), &mut sink);
             drained.map_err(|e| transfer_error("write-back", range, e))?;
         }
-        Ok(Reply::WroteBack { before, after: observe(&io)? })
+        Ok(Reply::WroteBack { bytes: inside.end - inside.start, after: observe(&io)? })
     }
 
     fn take_dirty(&self, file: FileKey, range: &Range<u64>) -> Result<Reply<Error>, Failure> {
@@ -247,14 +247,11 @@ impl Shared {
         Ok(Reply::Dirty(Some(stored)))
     }
 
-    fn hide(&self, file: FileKey, range: &Range<u64>) -> Result<Reply<Error>, Failure> {
+    fn hide(&self, file: FileKey, ranges: &[Range<u64>]) -> Result<Reply<Error>, Failure> {
         let backing = self.backing(file)?;
-        let frame = self.info.frame_bytes;
-        let folios = self.core.lock().engine.resident_folios(file, range);
-        for folio in folios {
-            let start = (folio * frame).max(range.start);
-            if let Some(addr) = backing.addr(start) {
-                self.device.protect(addr, (folio + 1) * frame - start, None)?;
+        for range in ranges {
+            if let Some(addr) = backing.addr(range.start) {
+                self.device.protect(addr, range.end - range.start, None)?;
             }
         }
         Ok(Reply::Done)

@@ -151,11 +151,34 @@ impl Shared {
         }
         std::thread::scope(|scope| {
             for _ in 0..helpers {
-                scope.spawn(|| while self.advance(op, None, &mut None, &ended).is_some() {});
+                scope.spawn(|| while self.help(op, &ended) {});
             }
             while self.advance(op, deadline, &mut change, &ended).is_some() {}
         });
         outcome(ended)
+    }
+
+    /// One copy of a request that another thread drives. `false` when it has ended.
+    fn help(&self, op: OpKey, ended: &Mutex<Option<Result<Outcome, Refusal<Error>>>>) -> bool {
+        let mut core = self.core.lock();
+        if ended.lock().is_some() {
+            return false;
+        }
+        match core.engine.help(op, self.now()) {
+            Some((key, action)) => {
+                drop(core);
+                let reply = self.perform(&action, &mut None);
+                self.core.lock().engine.complete(key, reply);
+                self.changed.notify_all();
+            }
+            None => {
+                if core.engine.take_changed() {
+                    self.changed.notify_all();
+                }
+                self.changed.wait(&mut core);
+            }
+        }
+        true
     }
 
     /// One step of a request, possibly beside other threads that help. `None` when it has ended;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use pageferry_engine::{
-    Action, ActionKey, Class, Config, Engine, FileKey, FrameId, MapKey, Mode, Observed, OpKey,
-    Outcome, PAGE_BYTES, PinKey, Refusal, Reply, Request, Step, WaitFor,
+    Action, ActionKey, Class, Config, Engine, FileKey, FrameId, MapKey, Mode, OpKey, Outcome,
+    PAGE_BYTES, PinKey, Refusal, Reply, Request, Step, WaitFor,
 };
 
 use crate::model::Model;
@@ -62,7 +62,6 @@ struct Flight {
     key: ActionKey,
     action: Action,
     steps: u64,
-    before: Option<Observed>,
     reply: Option<Reply<u32>>,
 }
 
@@ -187,8 +186,7 @@ impl World {
             match self.engine.poll(op, self.clock) {
                 Step::Done(result) => return drop(result.expect("nothing fails at the end")),
                 Step::Do(key, action) => {
-                    let mut flight =
-                        Flight { actor: 0, key, action, steps: 0, before: None, reply: None };
+                    let mut flight = Flight { actor: 0, key, action, steps: 0, reply: None };
                     self.perform(&mut flight);
                     self.engine.complete(flight.key, flight.reply.expect("performed"));
                 }
@@ -379,7 +377,7 @@ impl World {
             Step::Do(key, action) => {
                 self.say(|| format!("{actor} begins {key:?} {action:?}"));
                 let steps = self.dice.roll(3) + 1;
-                self.flights.push(Flight { actor, key, action, steps, before: None, reply: None });
+                self.flights.push(Flight { actor, key, action, steps, reply: None });
                 self.actors[actor] = Task::Asked { op, want };
             }
             Step::Wait(wait) => {
@@ -500,7 +498,6 @@ impl World {
     fn fly(&mut self, at: usize) {
         let mut flight = self.flights.swap_remove(at);
         if flight.reply.is_none() {
-            flight.before = flight.before.or_else(|| self.observe(&flight.action));
             if flight.steps > 0 && self.dice.roll(3) > 0 {
                 flight.steps -= 1;
                 return self.flights.push(flight);
@@ -518,15 +515,6 @@ impl World {
         let (actor, key) = (flight.actor, flight.key);
         self.say(|| format!("{actor} ends {key:?} {reply:?}"));
         self.engine.complete(key, reply);
-    }
-
-    fn observe(&self, action: &Action) -> Option<Observed> {
-        match action {
-            Action::WriteBack { file, .. } | Action::Change { file } => {
-                Some(self.twins.files[file].observe())
-            }
-            _ => None,
-        }
     }
 
     fn failure(&mut self, action: &Action) -> Option<Reply<u32>> {
@@ -548,7 +536,6 @@ impl World {
     }
 
     fn perform(&mut self, flight: &mut Flight) {
-        let before = flight.before.or_else(|| self.observe(&flight.action)).unwrap_or_default();
         let reply = match flight.action.clone() {
             Action::Observe { file } => Reply::Observed(self.twins.files[&file].observe()),
             Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
@@ -593,7 +580,9 @@ impl World {
             }
             Action::WriteBack { file, frame, range } => {
                 self.twins.copy(file, frame, &range, true);
-                Reply::WroteBack { before, after: self.twins.files[&file].observe() }
+                let after = self.twins.files[&file].observe();
+                let bytes = range.end.min(after.bytes).saturating_sub(range.start);
+                Reply::WroteBack { bytes, after }
             }
             Action::TakeDirty { file, range } => {
                 Reply::Dirty(Some(self.twins.take_dirty(file, &range)))
@@ -601,7 +590,7 @@ impl World {
             Action::Hide { .. } | Action::Expel { .. } => Reply::Done,
             Action::Change { file } => {
                 self.change(flight.actor, file);
-                Reply::Changed { before, after: self.twins.files[&file].observe(), error: None }
+                Reply::Changed { after: self.twins.files[&file].observe(), error: None }
             }
             Action::MapIn { file, map, range, traps } => {
                 let trapped = traps.iter().flat_map(pages).collect();

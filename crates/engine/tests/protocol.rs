@@ -1,0 +1,362 @@
+//! Single schedules of the protocol, step by step: each was once a bug.
+
+use std::ops::Range;
+
+use pageferry_engine::*;
+
+const P: u64 = PAGE_BYTES;
+const FRAME: u64 = 16 * P;
+
+/// An engine and whoever performs its actions: they succeed, and are written down.
+struct Bench {
+    engine: Engine<u32>,
+    /// What a `statx` would tell now.
+    now: Observed,
+    /// What the device is found to have stored to.
+    dirty: Vec<Range<u64>>,
+    /// What a scan of a mapping finds, beside what it was never asked about.
+    stored: Vec<Range<u64>>,
+    frames: u32,
+    done: Vec<Action>,
+}
+
+fn at(bytes: u64, time: u32) -> Observed {
+    Observed { bytes, stamp: Stamp { mtime: (0, time), ctime: (0, time) } }
+}
+
+fn pin(file: FileKey, range: Range<u64>, mode: Mode) -> Request {
+    Request::Pin { file, range, mode }
+}
+
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
+}
+
+impl Bench {
+    fn new(frames: u64, pages: u64) -> (Bench, FileKey) {
+        let config = Config { frame_bytes: FRAME, budget_frames: frames, touch_bytes: P };
+        let (engine, now) = (Engine::new(config), at(pages * P, 1));
+        let mut bench =
+            Bench { engine, now, dirty: vec![], stored: vec![], frames: 0, done: vec![] };
+        let file = bench.engine.add_file(now);
+        (bench, file)
+    }
+
+    fn reply(&mut self, action: &Action) -> Reply<u32> {
+        self.done.push(action.clone());
+        match action {
+            Action::Observe { .. } => Reply::Observed(self.now),
+            Action::Allocate { .. } => {
+                self.frames += 1;
+                Reply::Frame(FrameId(self.frames))
+            }
+            Action::Fetch { .. } => Reply::Fetched { short: false },
+            Action::TakeDirty { .. } => Reply::Dirty(Some(self.dirty.clone())),
+            Action::ScanStores { .. } => Reply::Stored(Some(self.stored.clone())),
+            Action::WriteBack { range, .. } => {
+                Reply::WroteBack { bytes: range.end - range.start, after: self.now }
+            }
+            Action::Change { .. } => Reply::Changed { after: self.now, error: None },
+            _ => Reply::Done,
+        }
+    }
+
+    fn submit(&mut self, who: u32, request: Request) -> OpKey {
+        self.engine.submit(request, Some(who), true)
+    }
+
+    /// Polls until the request is done, `None` if it waits.
+    fn run(&mut self, op: OpKey) -> Option<Result<Outcome, Refusal<u32>>> {
+        for _ in 0..1000 {
+            match self.engine.poll(op, 0) {
+                Step::Do(key, action) => {
+                    let reply = self.reply(&action);
+                    self.engine.complete(key, reply);
+                }
+                Step::Wait(_) => return None,
+                Step::Done(result) => return Some(result),
+            }
+            self.engine.check().unwrap();
+        }
+        panic!("never done");
+    }
+
+    fn granted(&mut self, who: u32, request: Request) -> PinKey {
+        let op = self.submit(who, request);
+        match self.run(op) {
+            Some(Ok(Outcome::Pinned(pin))) => pin,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn done(&mut self, who: u32, request: Request) {
+        let op = self.submit(who, request);
+        self.run(op).expect("does not wait").expect("succeeds");
+    }
+
+    /// Pins for reading and releases: whether anything was fetched.
+    fn fetches(&mut self, who: u32, file: FileKey, range: Range<u64>) -> bool {
+        self.done.clear();
+        let pin = self.granted(who, pin(file, range, Mode::Read));
+        let fetched = self.done.iter().any(|a| matches!(a, Action::Fetch { .. }));
+        self.done(who, Request::Release { pin, keep: false });
+        fetched
+    }
+
+    /// Runs a request up to the action that `stop` names, which stays out.
+    fn until(&mut self, op: OpKey, stop: impl Fn(&Action) -> bool) -> ActionKey {
+        for _ in 0..1000 {
+            match self.engine.poll(op, 0) {
+                Step::Do(key, action) if stop(&action) => return key,
+                Step::Do(key, action) => {
+                    let reply = self.reply(&action);
+                    self.engine.complete(key, reply);
+                }
+                step => panic!("{step:?}"),
+            }
+        }
+        panic!("never comes");
+    }
+
+    fn until_fetch(&mut self, op: OpKey) -> ActionKey {
+        self.until(op, |a| matches!(a, Action::Fetch { .. }))
+    }
+
+    /// A write of ours to a page that stays under way, with what it will have seen after.
+    fn write_under_way(&mut self, who: u32, file: FileKey, page: u64) -> (OpKey, ActionKey) {
+        let range = page * P..(page + 1) * P;
+        let op = self.submit(who, Request::Change { file, range, resizes: false });
+        (op, self.until(op, |a| matches!(a, Action::Change { .. })))
+    }
+
+    fn map(&mut self, file: FileKey, pages: Range<u64>) {
+        let range = pages.start * P..pages.end * P;
+        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true });
+    }
+}
+
+#[test]
+fn an_observation_from_before_the_file_grew_does_not_shrink_it() {
+    let (mut b, file) = Bench::new(8, 1);
+    let slow = b.submit(1, pin(file, 0..P, Mode::Read));
+    let looking = b.until(slow, |a| matches!(a, Action::Observe { .. }));
+    let old = b.now;
+    b.now = at(2 * P, 2);
+    let held = b.granted(2, pin(file, P..2 * P, Mode::Write));
+    b.dirty = one(P..2 * P);
+    b.done(2, Request::Release { pin: held, keep: true });
+    b.engine.complete(looking, Reply::Observed(old));
+    assert!(b.run(slow).unwrap().is_ok());
+    assert!(b.engine.is_away(file, &(P..2 * P)), "what the device wrote is forgotten");
+}
+
+#[test]
+fn of_two_observations_that_disagree_the_later_is_made_again() {
+    let (mut b, file) = Bench::new(8, 8);
+    assert!(b.fetches(1, file, 0..P));
+    let is_look = |a: &Action| matches!(a, Action::Observe { .. });
+    let first = b.submit(1, pin(file, 0..P, Mode::Read));
+    let one = b.until(first, is_look);
+    let second = b.submit(2, pin(file, 0..P, Mode::Read));
+    let two = b.until(second, is_look);
+    let old = b.now;
+    b.now = at(8 * P, 2);
+    b.engine.complete(one, Reply::Observed(b.now));
+    // Made before the change, heard of after it: it must not turn the clock back.
+    b.engine.complete(two, Reply::Observed(old));
+    b.done.clear();
+    assert!(b.run(second).unwrap().is_ok());
+    assert!(b.done.iter().any(is_look), "nobody knows which of the two is newer");
+    assert!(b.run(first).unwrap().is_ok());
+    assert_eq!(b.engine.stats().distrusts, 1);
+}
+
+#[test]
+fn a_fetch_under_way_when_a_foreign_change_shows_is_not_believed() {
+    let (mut b, file) = Bench::new(8, 8);
+    let slow = b.submit(1, pin(file, 0..P, Mode::Read));
+    let fetching = b.until_fetch(slow);
+    b.now = at(8 * P, 2);
+    b.done.clear();
+    let later = b.submit(2, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.run(later), None, "the page is being fetched");
+    b.engine.complete(fetching, Reply::Fetched { short: false });
+    assert!(b.run(later).unwrap().is_ok());
+    assert!(b.done.iter().any(|a| matches!(a, Action::Fetch { .. })));
+}
+
+#[test]
+fn suspicion_is_settled_before_the_grant_though_the_file_is_busy() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..1);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    let busy = b.submit(3, pin(file, 40 * P..41 * P, Mode::Read));
+    b.until_fetch(busy);
+    b.now = at(64 * P, 2);
+    assert!(b.fetches(2, file, 20 * P..21 * P));
+}
+
+#[test]
+fn suspicion_is_settled_before_a_write_pin_is_granted() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..1);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    b.now = at(64 * P, 2);
+    b.done.clear();
+    b.granted(2, pin(file, 20 * P..20 * P + 8, Mode::Write));
+    assert!(b.done.iter().any(|a| matches!(a, Action::Fetch { .. })));
+}
+
+#[test]
+fn pages_never_asked_about_explain_nothing() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    b.stored = one(0..P);
+    assert!(b.fetches(1, file, 0..P));
+    b.stored = vec![];
+    b.now = at(64 * P, 2);
+    // A scan says of pages that were never tracked that they were stored to.
+    b.stored = one(40 * P..41 * P);
+    assert!(b.fetches(1, file, 40 * P..41 * P));
+    b.stored = vec![];
+    assert!(b.fetches(1, file, 0..P), "somebody else changed the file");
+}
+
+#[test]
+fn a_tracked_store_explains_the_stamp_and_only_its_page_moves() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    assert!(b.fetches(1, file, 0..8 * P));
+    b.now = at(64 * P, 2);
+    b.stored = one(P..2 * P);
+    assert!(b.fetches(1, file, P..2 * P));
+    b.stored = vec![];
+    assert!(!b.fetches(1, file, 0..8 * P));
+}
+
+#[test]
+fn stores_found_at_a_mappings_end_explain_the_stamp() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    assert!(b.fetches(1, file, 0..8 * P));
+    b.now = at(64 * P, 2);
+    b.stored = one(P..2 * P);
+    b.done(1, Request::MapOut { file, map: MapKey(1) });
+    assert!(!b.fetches(1, file, 0..P), "nobody stored here");
+    assert!(b.fetches(1, file, P..2 * P));
+}
+
+#[test]
+fn an_earlier_foreign_change_is_not_hidden_by_our_own() {
+    for mapped in [false, true] {
+        let (mut b, file) = Bench::new(8, 64);
+        if mapped {
+            b.map(file, 32..33);
+        }
+        assert!(b.fetches(1, file, 0..P));
+        b.now = at(64 * P, 2);
+        let (op, key) = b.write_under_way(2, file, 40);
+        b.now = at(64 * P, 3);
+        b.engine.complete(key, Reply::Changed { after: b.now, error: None });
+        assert!(b.run(op).unwrap().is_ok());
+        assert!(b.fetches(1, file, 0..P), "mapped: {mapped}");
+    }
+}
+
+#[test]
+fn an_earlier_foreign_change_shows_while_our_own_is_under_way() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    b.now = at(64 * P, 2);
+    b.write_under_way(2, file, 0);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+}
+
+#[test]
+fn an_earlier_foreign_change_shows_after_two_of_ours_that_overlapped() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    b.now = at(64 * P, 2);
+    let (one, first) = b.write_under_way(2, file, 0);
+    let (two, second) = b.write_under_way(3, file, 4);
+    b.engine.complete(second, Reply::Changed { after: at(64 * P, 4), error: None });
+    b.engine.complete(first, Reply::Changed { after: at(64 * P, 3), error: None });
+    b.now = at(64 * P, 4);
+    assert!(b.run(one).unwrap().is_ok());
+    assert!(b.run(two).unwrap().is_ok());
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    assert!(!b.fetches(1, file, 20 * P..21 * P), "our own changes are accounted for");
+}
+
+#[test]
+fn a_change_of_ours_that_ends_unseen_leaves_no_copy_believed() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    let (op, key) = b.write_under_way(2, file, 20);
+    b.engine.complete(key, Reply::Failed { class: Class::Other, error: 5 });
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(5))));
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+}
+
+#[test]
+fn a_file_is_not_forgotten_while_its_frame_is_being_detached() {
+    let (mut b, file) = Bench::new(1, 16);
+    let other = b.engine.add_file(b.now);
+    assert!(b.fetches(1, file, 0..P));
+    let thief = b.submit(2, pin(other, 0..P, Mode::Read));
+    let stealing = b.until(thief, |a| matches!(a, Action::Steal { .. }));
+    let close = b.submit(1, Request::Close { file });
+    assert_eq!(b.run(close), None);
+    b.engine.complete(stealing, Reply::Done);
+    assert_eq!(b.run(close), Some(Ok(Outcome::Done)));
+}
+
+#[test]
+fn pages_that_are_being_hidden_are_not_granted() {
+    let (mut b, file) = Bench::new(8, 8);
+    assert!(b.fetches(1, file, 0..P));
+    b.now = at(0, 2);
+    let shrink = b.submit(1, Request::Resize { file, bytes: 0 });
+    let hiding = b.until(shrink, |a| matches!(a, Action::Hide { .. }));
+    b.now = at(8 * P, 3);
+    let grow = b.submit(2, Request::Resize { file, bytes: 8 * P });
+    let later = b.submit(3, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.run(grow), None);
+    assert_eq!(b.run(later), None);
+    b.engine.complete(hiding, Reply::Done);
+    for op in [shrink, grow, later] {
+        assert!(b.run(op).unwrap().is_ok());
+    }
+}
+
+#[test]
+fn a_pin_filled_while_the_file_shrank_and_grew_back_is_not_cut() {
+    let (mut b, file) = Bench::new(8, 32);
+    let slow = b.submit(1, pin(file, 0..32 * P, Mode::Write));
+    let fetching = b.until_fetch(slow);
+    for pages in [16, 32] {
+        b.now = at(pages * P, pages as u32);
+        let who = b.engine.submit(pin(file, 0..1, Mode::Read), Some(2), false);
+        assert_eq!(b.run(who), Some(Err(Refusal::WouldBlock)));
+    }
+    b.engine.complete(fetching, Reply::Fetched { short: false });
+    let Some(Ok(Outcome::Pinned(held))) = b.run(slow) else { panic!("not granted") };
+    assert_eq!(b.engine.pin_end(held), 32 * P);
+    assert!(b.engine.check_pin(held).unwrap());
+}
+
+#[test]
+fn two_pins_being_filled_do_not_wait_for_one_another() {
+    let (mut b, file) = Bench::new(8, 1);
+    let held = b.granted(1, pin(file, 0..100, Mode::Write));
+    // Another's change of the page's tail: it has to be fetched, after the holder is gone.
+    b.now = at(3000, 2);
+    b.done(9, Request::Resize { file, bytes: 3000 });
+    let two = b.submit(2, pin(file, 200..300, Mode::Write));
+    let three = b.submit(3, pin(file, 400..500, Mode::Write));
+    assert_eq!(b.run(two), None);
+    assert_eq!(b.run(three), None, "not refused as a deadlock");
+    b.done(1, Request::Release { pin: held, keep: false });
+    assert!(b.run(two).unwrap().is_ok());
+    assert!(b.run(three).unwrap().is_ok());
+}
