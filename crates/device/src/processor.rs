@@ -37,7 +37,8 @@ impl std::error::Error for MemoryFault {}
 
 /// Device memory as a kernel sees it: every access goes through the device's MMU.
 ///
-/// An access is atomic per page with respect to copies and to other accesses of that page.
+/// An access is atomic per page with respect to copies and to other accesses of that page. Nothing is
+/// held between accesses: code of the kernel's author never runs under a lock of the device.
 pub trait Memory: Sync {
     /// Loads `buf.len()` bytes from `addr`.
     ///
@@ -50,29 +51,6 @@ pub trait Memory: Sync {
     /// # Errors
     /// The first fault; bytes before the faulting address are stored.
     fn store(&self, addr: DeviceAddr, bytes: &[u8]) -> Result<(), MemoryFault>;
-
-    /// Calls `visit` with the memory of `[addr, addr+len)`, piece by piece, in order, for loading.
-    ///
-    /// # Errors
-    /// The first fault; earlier pieces have been visited.
-    fn visit(
-        &self,
-        addr: DeviceAddr,
-        len: u64,
-        visit: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), MemoryFault>;
-
-    /// Calls `update` with the memory of `[addr, addr+len)`, piece by piece, in order, for
-    /// modification in place, and marks the pages dirty.
-    ///
-    /// # Errors
-    /// The first fault; earlier pieces have been updated.
-    fn update(
-        &self,
-        addr: DeviceAddr,
-        len: u64,
-        update: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), MemoryFault>;
 }
 
 /// Worker threads that run kernels.

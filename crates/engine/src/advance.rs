@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::op::{Effect, Op, Phase, Turn};
 use crate::pages::{clip, page_span};
+use crate::range::RangeSet;
 use crate::trust::look;
 use crate::{Action, Engine, OpKey, PAGE_BYTES, Refusal, Request, WaitFor};
 
@@ -167,7 +168,7 @@ impl<E: Clone> Engine<E> {
                     continue;
                 }
                 let inside = clip(&m.range, &(0..state.pages.limit()));
-                let mut ranges = crate::range::RangeSet::new();
+                let mut ranges = RangeSet::new();
                 ranges.add(clip(&inside, &asked));
                 // At a mapping's end, and where a changed stamp is to be explained, all that the
                 // device has copies of matters; asking about more would only cost.
@@ -344,7 +345,7 @@ impl<E: Clone> Engine<E> {
         if whole.start >= whole.end {
             return;
         }
-        let mut kept = crate::range::RangeSet::new();
+        let mut kept = RangeSet::new();
         for pin in state.pins.values() {
             kept.add(pin.pages());
         }
@@ -383,16 +384,17 @@ impl<E: Clone> Engine<E> {
                 }
                 (Action::Change { file }, Effect::Change, Vec::new())
             }
-            Request::MapIn { map, range, writable, .. } => {
+            Request::MapIn { map, range, writable, tracked, .. } => {
                 if state.busy.intersects(range.clone()) {
                     return Turn::Blocked(WaitFor::Io);
                 }
                 let traps: Vec<Range<u64>> =
                     state.must_trap(&range).overlaps(range.clone()).map(|(r, ())| r).collect();
-                let action =
-                    Action::MapIn { file, map, range: range.clone(), traps: traps.clone() };
+                let (trapped, mut known) = (set(&traps), set(&traps));
+                tracked.into_iter().for_each(|r| known.add(r));
+                let action = Action::MapIn { file, map, range: range.clone(), traps };
                 let lock = vec![(file, range.clone())];
-                (action, Effect::MapIn { map, range, writable, traps }, lock)
+                (action, Effect::MapIn { map, range, writable, trapped, tracked: known }, lock)
             }
             Request::Expel { map, at, .. } => {
                 let page = page_span(&op.range);
@@ -453,4 +455,10 @@ impl<E: Clone> Engine<E> {
         }
         turn
     }
+}
+
+fn set(ranges: &[Range<u64>]) -> RangeSet {
+    let mut set = RangeSet::new();
+    ranges.iter().for_each(|r| set.add(r.clone()));
+    set
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::file::{FileState, Tidy};
+use crate::file::{FileState, Map, Tidy};
 use crate::op::{Effect, Flight};
 use crate::pages::{clip, page_span};
 use crate::{
@@ -116,7 +116,7 @@ impl<E: Clone> Engine<E> {
                 let Some(state) = self.files.get_mut(&file) else { return };
                 let Some(m) = state.maps.get_mut(&map) else { return };
                 m.trapped.add(range.clone());
-                m.tracked.remove(range.clone());
+                m.tracked.add(range.clone());
                 self.stats.traps += 1;
                 if m.writable {
                     // A store may have come between the last scan and the trap: nobody can know.
@@ -147,8 +147,10 @@ impl<E: Clone> Engine<E> {
                 self.has_changed(op, file, after, error);
                 self.change_ended(file, action.0, Some(after));
             }
-            (Effect::MapIn { map, range, writable, traps }, Reply::Done) => {
-                self.add_map(file, map, range, writable, &traps);
+            (Effect::MapIn { map, range, writable, trapped, tracked }, Reply::Done) => {
+                if let Some(state) = self.files.get_mut(&file) {
+                    state.maps.insert(map, Map { range, writable, trapped, tracked });
+                }
             }
             (Effect::MapOut { map }, Reply::Done) => {
                 if let Some(state) = self.files.get_mut(&file) {
@@ -256,7 +258,7 @@ impl<E: Clone> Engine<E> {
             }
         }
         if exact {
-            m.trapped.gaps(range.clone()).into_iter().for_each(|open| m.tracked.add(open));
+            m.tracked.add(range.clone());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::file::{Claim, FileState, Map, Pin};
+use crate::file::{Claim, FileState, Pin};
 use crate::op::{Effect, Flight, Op, Phase, Turn};
 use crate::pages::page_span;
 use crate::queue::Queues;
@@ -424,22 +424,6 @@ impl<E: Clone> Engine<E> {
             let claim = Claim { range: op.range.clone(), owner: op.owner, resizes };
             state.claims.insert(key, claim);
         }
-    }
-
-    pub(crate) fn add_map(
-        &mut self,
-        file: FileKey,
-        map: MapKey,
-        range: Range<u64>,
-        writable: bool,
-        traps: &[Range<u64>],
-    ) {
-        let Some(state) = self.files.get_mut(&file) else { return };
-        let mut trapped = crate::range::RangeSet::new();
-        for trap in traps {
-            trapped.add(trap.clone());
-        }
-        state.maps.insert(map, Map { range, writable, trapped, tracked: Default::default() });
     }
 
     // ---- what a caller may ask without a request -------------------------------------------

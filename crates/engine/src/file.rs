@@ -38,8 +38,8 @@ pub(crate) struct Map {
     pub(crate) writable: bool,
     /// Pages whose CPU accesses wait.
     pub(crate) trapped: RangeSet,
-    /// Pages whose next store will be told by a scan. Of others a scan says that they were stored to
-    /// because it cannot know better.
+    /// Pages that were scanned or trapped before: of them a scan reports stores, or that they came
+    /// home since. Others it reports because it cannot know better.
     pub(crate) tracked: RangeSet,
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::range::RangeSet;
 use crate::{FileKey, MapKey, Mode, Owner, PinKey, Refusal, Request, WaitFor};
 
 /// Where a request is on its way. Every kind of request walks a subsequence, downwards only (but for
@@ -135,7 +136,7 @@ impl<E> Op<E> {
 }
 
 /// What a completed action means, remembered from when it was handed out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Effect {
     Observe,
     Scan { map: MapKey, range: Range<u64> },
@@ -150,7 +151,7 @@ pub(crate) enum Effect {
     Hide { serial: u64 },
     Expel,
     Change,
-    MapIn { map: MapKey, range: Range<u64>, writable: bool, traps: Vec<Range<u64>> },
+    MapIn { map: MapKey, range: Range<u64>, writable: bool, trapped: RangeSet, tracked: RangeSet },
     MapOut { map: MapKey },
 }
 

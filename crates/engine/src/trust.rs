@@ -9,8 +9,8 @@
 //!   that one of them saw is what is known;
 //! - movement at any other time is somebody else's, and every copy of the file is dropped; but where
 //!   a mapping of ours is writable the file becomes *suspect*: no pin is granted before all that is
-//!   mapped was asked for stores. A store to a page that was being tracked explains the movement,
-//!   nothing else does.
+//!   mapped was asked for stores. A store to a page that was asked about before explains the
+//!   movement, and so does a page that came home since; nothing else does.
 //!
 //! Observations may end in another order than they were made: one that differs from what was
 //! learnt while it was under way is made again.
@@ -78,7 +78,7 @@ impl<E: Clone> Engine<E> {
         let looking = self
             .flights
             .range(ActionKey(since + 1)..)
-            .any(|(_, f)| f.file == file && f.effect == Effect::Observe);
+            .any(|(_, f)| f.file == file && matches!(f.effect, Effect::Observe));
         Some(if looking { Turn::Blocked(crate::WaitFor::Io) } else { look(file) })
     }
 

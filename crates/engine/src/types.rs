@@ -149,6 +149,8 @@ pub enum Request {
         range: Range<u64>,
         /// Stores are possible.
         writable: bool,
+        /// Pages whose stores are tracked from the start.
+        tracked: Vec<Range<u64>>,
     },
     /// The end of a CPU mapping.
     MapOut {

@@ -130,8 +130,12 @@ impl Bench {
     }
 
     fn map(&mut self, file: FileKey, pages: Range<u64>) {
+        self.map_tracked(file, pages, Vec::new());
+    }
+
+    fn map_tracked(&mut self, file: FileKey, pages: Range<u64>, tracked: Vec<Range<u64>>) {
         let range = pages.start * P..pages.end * P;
-        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true });
+        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true, tracked });
     }
 }
 
@@ -232,6 +236,32 @@ fn a_tracked_store_explains_the_stamp_and_only_its_page_moves() {
     assert!(b.fetches(1, file, P..2 * P));
     b.stored = vec![];
     assert!(!b.fetches(1, file, 0..8 * P));
+}
+
+#[test]
+fn a_mapping_made_over_copies_is_tracked_from_the_start() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 0..8 * P));
+    b.map_tracked(file, 0..64, one(0..16 * P));
+    b.now = at(64 * P, 2);
+    b.stored = one(P..2 * P);
+    assert!(b.fetches(1, file, P..2 * P));
+    b.stored = vec![];
+    assert!(!b.fetches(1, file, 0..8 * P));
+}
+
+#[test]
+fn pages_that_came_home_to_a_mapping_explain_the_stamp() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..8);
+    assert!(b.fetches(1, file, 32 * P..33 * P));
+    let held = b.granted(1, pin(file, 0..P, Mode::Write));
+    b.done(1, Request::Release { pin: held, keep: false });
+    b.now = at(64 * P, 2);
+    b.stored = one(0..P);
+    assert!(b.fetches(1, file, 0..P));
+    b.stored = vec![];
+    assert!(!b.fetches(1, file, 32 * P..33 * P));
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl StoreTracker {
             start: range.start as u64,
             end: range.end as u64,
             walk_end: 0,
-            vec: regions.as_mut_ptr().addr() as u64,
+            vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             max_pages: 0,
             category_inverted: 0,
@@ -114,7 +114,7 @@ impl StoreTracker {
         }
         // SAFETY: the number goes with the struct (checked in `abi`). The kernel writes at most
         // `vec_len` regions at `vec`, which is exclusively ours for the call (its provenance is
-        // exposed to the kernel by the call). Marking pages changes nothing that anybody can see.
+        // exposed). Marking pages changes nothing that anybody can see.
         let found = unsafe { abi::ioctl(self.pagemap.as_fd(), abi::PAGEMAP_SCAN, &mut argument) }?;
         Ok(((found as usize).min(regions.len()), argument.walk_end as usize))
     }

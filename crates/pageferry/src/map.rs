@@ -131,16 +131,20 @@ impl Map {
         let frame = shared.info.frame_bytes;
         let inside = start..start + map.len() as u64;
         let resident = shared.core.lock().engine.resident_folios(file_key, &inside);
+        let mut tracked = Vec::new();
         for folio in resident {
             let (from, to) = ((folio * frame).max(start), ((folio + 1) * frame).min(inside.end));
             let range = (from - start) as usize..(to - start) as usize;
-            map.scan_stores(range).map_err(map_error)?;
+            if matches!(map.scan_stores(range).map_err(map_error)?, StoredPages::Known(_)) {
+                tracked.push(from..to);
+            }
         }
         let whole = start..start + map.len() as u64;
         let mapped = Arc::new(Mapped { file: file_key, map, key: shared.fresh_map_key(), uffd });
         let key = mapped.key();
         shared.maps.write().insert(key, Arc::clone(&mapped));
-        let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
+        let request =
+            Request::MapIn { file: file_key, map: key, range: whole.clone(), writable, tracked };
         if let Err(refusal) = shared.request(request, Wait::Block) {
             shared.maps.write().remove(&key);
             return Err(shared.explain(refusal, &whole, Wait::Block));
@@ -245,8 +249,12 @@ impl Map {
     /// (which knows nothing of away pages).
     ///
     /// # Errors
-    /// As [`File::sync`].
+    /// As [`File::sync`]; [`Error::InvalidArgument`] if the range ends outside of the mapping.
     pub fn sync(&self, range: Range<usize>) -> Result<()> {
+        if range.end > self.len() {
+            let what = format!("bytes {range:?} of a mapping of {}", self.len());
+            return Err(Error::InvalidArgument(what));
+        }
         let file = self.offset() + range.start as u64..self.offset() + range.end as u64;
         self.file.sync_range(file)
     }

@@ -13,7 +13,7 @@ use pageferry_engine::{OpKey, Refusal, Request, Step};
 use pageferry_linux::{Event, Uffd, Wakeup};
 
 use crate::map::Mapped;
-use crate::shared::{Core, Shared, Tally};
+use crate::shared::{Shared, Tally};
 use crate::{Error, Result};
 
 /// A CPU access that waits.
@@ -70,8 +70,13 @@ impl Shared {
         let (shared, events) = (Arc::clone(self), Arc::clone(&uffd));
         start("pageferry-events", Box::new(move || shared.read_events(&events)))?;
         let shared = Arc::clone(self);
-        start("pageferry-touch", Box::new(move || shared.serve_touches()))?;
-        *service = Some(TrapService { uffd: Arc::clone(&uffd), threads });
+        let toucher = start("pageferry-touch", Box::new(move || shared.serve_touches()));
+        let started = TrapService { uffd: Arc::clone(&uffd), threads };
+        if let Err(error) = toucher {
+            started.stop();
+            return Err(error);
+        }
+        *service = Some(started);
         Ok(uffd)
     }
 
@@ -133,16 +138,18 @@ impl Shared {
                     Step::Done(result) => {
                         idle = false;
                         let done = serving.swap_remove(at);
-                        match result {
+                        drop(core);
+                        let expel = match result {
                             Ok(_) => {
-                                drop(core);
                                 self.resolve(&done);
-                                core = self.core.lock();
+                                None
                             }
-                            Err(refusal) => {
-                                let expel = self.refuse(&mut core, &done, refusal);
-                                serving.extend(expel);
-                            }
+                            Err(refusal) => self.refuse(&done, refusal),
+                        };
+                        core = self.core.lock();
+                        if let Some(request) = expel {
+                            let op = core.engine.submit(request, None, true);
+                            serving.push(Touching { op, expelling: true, ..done });
                         }
                     }
                 }
@@ -165,12 +172,7 @@ impl Shared {
     }
 
     /// The page will not come for this thread: its access shall fail.
-    fn refuse(
-        &self,
-        core: &mut Core,
-        done: &Touching,
-        refusal: Refusal<Error>,
-    ) -> Option<Touching> {
+    fn refuse(&self, done: &Touching, refusal: Refusal<Error>) -> Option<Request> {
         let Touching { fault, mapped, at, .. } = done;
         let range = *at..*at + 1;
         let error = self.explain(refusal, &range, crate::Wait::Block);
@@ -183,8 +185,6 @@ impl Shared {
         }
         Tally::add(&self.tally.refused_touches, 1);
         tracing::warn!(addr = fault.addr, %error, "a CPU touch is refused");
-        let request = Request::Expel { file: mapped.file, map: mapped.key(), at: *at };
-        let op = core.engine.submit(request, None, true);
-        Some(Touching { op, fault: *fault, mapped: Arc::clone(mapped), at: *at, expelling: true })
+        Some(Request::Expel { file: mapped.file, map: mapped.key(), at: *at })
     }
 }

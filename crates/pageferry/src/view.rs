@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault};
+use pageferry_engine::range::RangeSet;
 use pageferry_engine::{Owner, PinKey};
 use parking_lot::{Condvar, Mutex};
 
@@ -18,6 +19,8 @@ use crate::{After, Error, File, PinMode, Result, Wait};
 
 /// Pins that a view on demand keeps at most.
 const HELD_MAX: usize = 64;
+/// Bytes of one call of a kernel's closure: a piece stays in the CPU's cache.
+const PIECE_BYTES: u64 = 64 << 10;
 /// A fault that is served and comes back this often at the same address is a bug, not a race.
 const REFAULTS_MAX: u32 = 1000;
 
@@ -55,7 +58,7 @@ struct Held {
     /// By first byte; they do not overlap one another where one writes.
     pins: BTreeMap<(u64, u64), HeldPin>,
     /// What was written and released with `KeepAway`: flushed at the end.
-    written: Vec<Range<u64>>,
+    written: RangeSet,
     closed: bool,
 }
 
@@ -65,53 +68,47 @@ struct HeldPin {
     users: u32,
 }
 
-/// One access of a kernel, piece by piece.
-enum Piece<'x, 'b> {
-    Load(&'x mut &'b mut [u8]),
-    Store(&'x mut &'b [u8]),
-    Visit(u64, &'x mut dyn FnMut(&[u8])),
-    Update(u64, &'x mut dyn FnMut(&mut [u8])),
+/// One access of a kernel, as far as it is not done.
+enum Piece<'x> {
+    /// For loading, or for loading what will be stored to next.
+    Load(&'x mut [u8], Access),
+    Store(&'x [u8]),
 }
 
-impl Piece<'_, '_> {
+impl Piece<'_> {
     fn len(&self) -> u64 {
         match self {
-            Piece::Load(buf) => buf.len() as u64,
+            Piece::Load(buf, _) => buf.len() as u64,
             Piece::Store(bytes) => bytes.len() as u64,
-            Piece::Visit(len, _) | Piece::Update(len, _) => *len,
         }
     }
 
-    fn stores(&self) -> bool {
-        matches!(self, Piece::Store(_) | Piece::Update(..))
+    /// What the pages must permit.
+    fn access(&self) -> Access {
+        match self {
+            Piece::Load(_, access) => *access,
+            Piece::Store(_) => Access::Write,
+        }
     }
 
     /// Performs the first `len` bytes.
-    fn perform(
-        &mut self,
-        memory: &dyn Memory,
-        addr: DeviceAddr,
-        len: u64,
-    ) -> Result<(), MemoryFault> {
+    fn perform(&mut self, memory: &dyn Memory, addr: DeviceAddr, len: u64) -> Faulted {
         match self {
-            Piece::Load(buf) => memory.load(addr, &mut buf[..len as usize]),
+            Piece::Load(buf, _) => memory.load(addr, &mut buf[..len as usize]),
             Piece::Store(bytes) => memory.store(addr, &bytes[..len as usize]),
-            Piece::Visit(_, visit) => memory.visit(addr, len, visit),
-            Piece::Update(_, update) => memory.update(addr, len, update),
         }
     }
 
-    fn advance(&mut self, by: u64) {
+    /// The first `len` bytes are done.
+    fn advance(&mut self, len: u64) {
         match self {
-            Piece::Load(buf) => {
-                let taken = std::mem::take(*buf);
-                **buf = &mut taken[by as usize..];
-            }
-            Piece::Store(bytes) => **bytes = &bytes[by as usize..],
-            Piece::Visit(len, _) | Piece::Update(len, _) => *len -= by,
+            Piece::Load(buf, _) => *buf = &mut std::mem::take(buf)[len as usize..],
+            Piece::Store(bytes) => *bytes = &bytes[len as usize..],
         }
     }
 }
+
+type Faulted = Result<(), MemoryFault>;
 
 impl View<'_> {
     pub(crate) fn pinned<'a>(
@@ -147,50 +144,72 @@ impl View<'_> {
     ///
     /// # Errors
     /// [`Error::OutsidePin`], [`Error::PastEof`], and on demand whatever a pin can fail with.
-    pub fn read(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
-        self.access(offset, Piece::Load(&mut buf))
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.access(offset, Piece::Load(buf, Access::Read))
     }
 
     /// Stores `bytes`.
     ///
     /// # Errors
     /// As [`read`](Self::read); [`Error::OutsidePin`] also for a store through a read pin.
-    pub fn write(&self, offset: u64, mut bytes: &[u8]) -> Result<()> {
-        self.access(offset, Piece::Store(&mut bytes))
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.access(offset, Piece::Store(bytes))
     }
 
-    /// Calls `f` with the range's bytes where they are, piece by piece, in order.
+    /// Calls `f` with the range's bytes, piece by piece, in order. Pieces end at multiples of 64 KiB.
+    /// `f` runs with nothing held: it may access the cache.
     ///
     /// # Errors
     /// As [`read`](Self::read); earlier pieces have been visited.
     pub fn visit(&self, range: Range<u64>, f: &mut dyn FnMut(&[u8])) -> Result<()> {
-        self.access(range.start, Piece::Visit(range.end.saturating_sub(range.start), f))
+        self.permit(&range, Access::Read)?;
+        for_pieces(range, |at, buf| {
+            self.access(at, Piece::Load(buf, Access::Read))?;
+            f(buf);
+            Ok(())
+        })
     }
 
-    /// Calls `f` with the range's bytes for modification in place, piece by piece, in order. Pieces
-    /// break at multiples of 4096 bytes at the finest.
+    /// Loads, calls `f` for modification, and stores, piece by piece, in order. Pieces end at
+    /// multiples of 64 KiB. `f` runs with nothing held: it may access the cache; and two groups that
+    /// update the same bytes at once race, as on any device.
     ///
     /// # Errors
     /// As [`write`](Self::write); earlier pieces have been updated.
     pub fn update(&self, range: Range<u64>, f: &mut dyn FnMut(&mut [u8])) -> Result<()> {
-        self.access(range.start, Piece::Update(range.end.saturating_sub(range.start), f))
+        self.permit(&range, Access::Write)?;
+        for_pieces(range, |at, buf| {
+            self.access(at, Piece::Load(buf, Access::Write))?;
+            f(buf);
+            self.access(at, Piece::Store(buf))
+        })
     }
 
-    fn access(&self, offset: u64, mut piece: Piece<'_, '_>) -> Result<()> {
+    /// A view over a pin reaches what the pin holds, and stores only if the pin does.
+    fn permit(&self, wanted: &Range<u64>, access: Access) -> Result<()> {
+        let Kind::Pinned { range, mode, .. } = &self.kind else { return Ok(()) };
+        let stores = access == Access::Write;
+        if wanted.start < range.start
+            || wanted.end > range.end
+            || (stores && *mode == PinMode::Read)
+        {
+            return Err(Error::OutsidePin {
+                access: if stores { "store" } else { "load" },
+                range: wanted.clone(),
+                pinned: range.clone(),
+                mode: if *mode == PinMode::Read { "read" } else { "write" },
+            });
+        }
+        Ok(())
+    }
+
+    fn access(&self, offset: u64, mut piece: Piece<'_>) -> Result<()> {
         let Some(end) = offset.checked_add(piece.len()) else {
             return Err(Error::InvalidArgument(format!("an access at {offset} wraps")));
         };
         match &self.kind {
-            Kind::Pinned { key, range, mode } => {
-                let stores = piece.stores();
-                if offset < range.start || end > range.end || (stores && *mode == PinMode::Read) {
-                    return Err(Error::OutsidePin {
-                        access: if stores { "store" } else { "load" },
-                        range: offset..end,
-                        pinned: range.clone(),
-                        mode: if *mode == PinMode::Read { "read" } else { "write" },
-                    });
-                }
+            Kind::Pinned { key, .. } => {
+                self.permit(&(offset..end), piece.access())?;
                 self.through(*key, offset..end, &mut piece)
             }
             Kind::OnDemand(demand) => self.fault_in(demand, offset..end, &mut piece),
@@ -198,7 +217,7 @@ impl View<'_> {
     }
 
     /// Accesses bytes that the pin holds; serves the faults that remain possible.
-    fn through(&self, key: PinKey, range: Range<u64>, piece: &mut Piece<'_, '_>) -> Result<()> {
+    fn through(&self, key: PinKey, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()> {
         let shared = &self.file.handle.cache.shared;
         let Some(processors) = shared.device.processors() else {
             return Err(Error::Unsupported("the device runs no host closures".into()));
@@ -257,13 +276,8 @@ impl View<'_> {
         shared.device.protect(page_addr, bytes, Some(Access::Write)).map_err(Error::Device)
     }
 
-    fn fault_in(
-        &self,
-        demand: &OnDemand,
-        range: Range<u64>,
-        piece: &mut Piece<'_, '_>,
-    ) -> Result<()> {
-        let stores = piece.stores();
+    fn fault_in(&self, demand: &OnDemand, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()> {
+        let stores = piece.access() == Access::Write;
         if stores && !demand.writable {
             return Err(Error::ReadOnly("the view".into()));
         }
@@ -271,40 +285,27 @@ impl View<'_> {
         let mut at = range.start;
         while at < range.end {
             // One folio at a time: an access of any length needs one frame.
-            let end = range.end.min((at / frame + 1) * frame);
-            let (slot, key) = self.hold(demand, at..end, stores)?;
-            let mut done = Ok(());
+            let end = range.end.min((at / frame).saturating_add(1).saturating_mul(frame));
+            let held = self.hold(demand, at..end, stores)?;
             match piece {
-                Piece::Load(buf) => {
-                    let mut part = &mut buf[..(end - at) as usize];
-                    done = self.through(key, at..end, &mut Piece::Load(&mut part));
+                Piece::Load(buf, access) => {
+                    let part = &mut buf[..(end - at) as usize];
+                    self.through(held.key, at..end, &mut Piece::Load(part, *access))?;
                 }
                 Piece::Store(bytes) => {
-                    let mut part = &bytes[..(end - at) as usize];
-                    done = self.through(key, at..end, &mut Piece::Store(&mut part));
-                }
-                Piece::Visit(_, f) => {
-                    done = done.and(self.through(key, at..end, &mut Piece::Visit(end - at, *f)));
-                }
-                Piece::Update(_, f) => {
-                    done = done.and(self.through(key, at..end, &mut Piece::Update(end - at, *f)));
+                    let part = &bytes[..(end - at) as usize];
+                    self.through(held.key, at..end, &mut Piece::Store(part))?;
                 }
             }
-            demand.unuse(slot);
-            done?;
+            drop(held);
             piece.advance(end - at);
             at = end;
         }
         Ok(())
     }
 
-    /// A pin of the view over the range, one it has or a new one; in use until `unuse`.
-    fn hold(
-        &self,
-        demand: &OnDemand,
-        range: Range<u64>,
-        stores: bool,
-    ) -> Result<((u64, u64), PinKey)> {
+    /// A pin of the view over the range, one it has or a new one; in use until dropped.
+    fn hold<'d>(&self, demand: &'d OnDemand, range: Range<u64>, stores: bool) -> Result<InUse<'d>> {
         let mut held = demand.held.lock();
         loop {
             if held.closed {
@@ -318,7 +319,7 @@ impl View<'_> {
                 .find(|((_, end), p)| range.end <= *end && (p.writes || !stores));
             if let Some((slot, pin)) = covering {
                 pin.users += 1;
-                return Ok((*slot, pin.key));
+                return Ok(InUse { demand, slot: *slot, key: pin.key });
             }
             // What overlaps in the way of the new pin has to go, once nobody uses it.
             let clash = |(start, end): &(u64, u64), p: &HeldPin| {
@@ -361,7 +362,7 @@ impl View<'_> {
             demand.faults.fetch_add(1, Ordering::Relaxed);
             let slot = (range.start, range.end);
             held.pins.insert(slot, HeldPin { key, writes: stores, users: 1 });
-            return Ok((slot, key));
+            return Ok(InUse { demand, slot, key });
         }
     }
 
@@ -369,7 +370,7 @@ impl View<'_> {
         if let Some(pin) = held.pins.remove(&slot) {
             let range = slot.0..slot.1;
             if pin.writes {
-                held.written.push(range.clone());
+                held.written.add(range.clone());
             }
             self.file.release_key(pin.key, &range, After::KeepAway)?;
         }
@@ -399,11 +400,10 @@ impl View<'_> {
         }
         let shared = &self.file.handle.cache.shared;
         let mut written = 0;
-        let (first, last) =
-            held.written.iter().fold((u64::MAX, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-        if first < last {
-            match shared.flush(self.file.handle.backing.key, first..last, false) {
-                Ok(bytes) => written = bytes,
+        // What was written and no more: another's pin in between is none of this view's business.
+        for (range, ()) in held.written.iter() {
+            match shared.flush(self.file.handle.backing.key, range, false) {
+                Ok(bytes) => written += bytes,
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }
@@ -412,14 +412,33 @@ impl View<'_> {
     }
 }
 
-impl OnDemand {
-    fn unuse(&self, slot: (u64, u64)) {
-        let mut held = self.held.lock();
-        if let Some(pin) = held.pins.get_mut(&slot) {
+/// A pin that an access goes through: it is not let go meanwhile.
+struct InUse<'d> {
+    demand: &'d OnDemand,
+    slot: (u64, u64),
+    key: PinKey,
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut held = self.demand.held.lock();
+        if let Some(pin) = held.pins.get_mut(&self.slot) {
             pin.users -= 1;
         }
-        self.idle.notify_all();
+        self.demand.idle.notify_all();
     }
+}
+
+/// Calls `f` with the offset of, and a buffer for, each piece of a range.
+fn for_pieces(range: Range<u64>, mut f: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+    let mut buf = vec![0; range.end.saturating_sub(range.start).min(PIECE_BYTES) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(PIECE_BYTES - at % PIECE_BYTES);
+        f(at, &mut buf[..len as usize])?;
+        at += len;
+    }
+    Ok(())
 }
 
 impl Drop for View<'_> {

@@ -101,7 +101,7 @@ impl Arena {
         &self,
         at: u64,
         len: u64,
-        f: &mut dyn FnMut(&[u8]),
+        f: impl FnOnce(&[u8]),
     ) -> Result<u64, FaultReason> {
         let (locked, len) = Locked::access(self, at, len, Access::Read)?;
         f(locked.bytes(at, len));
@@ -113,7 +113,7 @@ impl Arena {
         &self,
         at: u64,
         len: u64,
-        f: &mut dyn FnMut(&mut [u8]),
+        f: impl FnOnce(&mut [u8]),
     ) -> Result<u64, FaultReason> {
         let (mut locked, len) = Locked::access(self, at, len, Access::Write)?;
         f(locked.bytes_mut(at, len));

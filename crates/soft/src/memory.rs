@@ -63,37 +63,23 @@ impl Memory for SoftDevice {
     fn load(&self, addr: DeviceAddr, buf: &mut [u8]) -> Result<(), MemoryFault> {
         let len = buf.len() as u64;
         let mut rest = buf;
-        self.visit(addr, len, &mut |piece| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
-            now.copy_from_slice(piece);
-            rest = later;
+        self.walk(addr, len, Access::Read, |at, len| {
+            self.arena.load(at, len, |piece| {
+                let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
+                now.copy_from_slice(piece);
+                rest = later;
+            })
         })
     }
 
     fn store(&self, addr: DeviceAddr, bytes: &[u8]) -> Result<(), MemoryFault> {
         let mut rest = bytes;
-        self.update(addr, bytes.len() as u64, &mut |piece| {
-            let (now, later) = rest.split_at(piece.len());
-            piece.copy_from_slice(now);
-            rest = later;
+        self.walk(addr, bytes.len() as u64, Access::Write, |at, len| {
+            self.arena.store(at, len, |piece| {
+                let (now, later) = rest.split_at(piece.len());
+                piece.copy_from_slice(now);
+                rest = later;
+            })
         })
-    }
-
-    fn visit(
-        &self,
-        addr: DeviceAddr,
-        len: u64,
-        visit: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), MemoryFault> {
-        self.walk(addr, len, Access::Read, |at, len| self.arena.load(at, len, visit))
-    }
-
-    fn update(
-        &self,
-        addr: DeviceAddr,
-        len: u64,
-        update: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), MemoryFault> {
-        self.walk(addr, len, Access::Write, |at, len| self.arena.store(at, len, update))
     }
 }

@@ -150,6 +150,10 @@ fn run(body: &(dyn Fn(u64) + Sync), group: u64) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(|| body(group))).err()?;
     let message = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+    // What a kernel panics with may panic again when it is dropped; the worker must live on.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(second);
+    }
     Some(format!("group {group}: {}", message.unwrap_or_else(|| "panicked".into())))
 }
 
@@ -183,6 +187,22 @@ mod tests {
         });
         assert_eq!(sum.into_inner(), 4950);
         assert_eq!(result, Err("group 7: seven".into()));
+        assert_eq!(workers.launch(1, &|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn a_panic_whose_payload_panics_too_ends_its_launch() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                if !std::thread::panicking() {
+                    panic!("again");
+                }
+            }
+        }
+        let workers = Workers::new(1);
+        let result = workers.launch(1, &|_| std::panic::panic_any(Bomb));
+        assert_eq!(result, Err("group 0: panicked".into()));
         assert_eq!(workers.launch(1, &|_| ()), Ok(()));
     }
 

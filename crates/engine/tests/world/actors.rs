@@ -310,7 +310,9 @@ impl World {
             let start = self.dice.roll(8) * PAGE_BYTES;
             let range = start..start + (self.dice.roll(12) + 1) * PAGE_BYTES;
             let writable = !map.0.is_multiple_of(3);
-            self.ask(actor, Request::MapIn { file, map, range, writable }, true, Want::Other);
+            let tracked = Vec::new();
+            let request = Request::MapIn { file, map, range, writable, tracked };
+            self.ask(actor, request, true, Want::Other);
         } else if !in_use {
             self.ask(actor, Request::MapOut { file, map: maps[0] }, true, Want::Other);
         }

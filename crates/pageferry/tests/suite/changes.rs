@@ -1,7 +1,7 @@
 //! The file changes: through the cache, and behind its back.
 
-use crate::common::{FRAME, PAGE, device_reads, device_writes, pattern, rig, same};
-use pageferry::{After, Error, PinMode};
+use crate::common::{FRAME, PAGE, device_reads, device_writes, pattern, rig, rig_with, same};
+use pageferry::{After, CacheConfig, Error, PinMode};
 
 #[test]
 fn writes_through_the_cache_reach_the_next_pin_and_only_they_move() {
@@ -184,4 +184,19 @@ fn the_same_file_opened_twice_is_one() {
     drop(f);
     assert_eq!(device_reads(&g, 0..10), [2; 10]);
     assert!(matches!(g.write_at(b"x", 0), Err(Error::ReadOnly(_))));
+}
+
+#[test]
+fn a_write_over_much_that_is_away_is_made_by_its_caller() {
+    let config = CacheConfig::default().flush_age(None).copy_threads(4);
+    let rig = rig_with(512, config);
+    let bytes = 24u64 << 20;
+    let file = rig.file("f", bytes);
+    for turn in 1..=5u8 {
+        let pin = file.pin(0..bytes, PinMode::Overwrite).unwrap();
+        pin.view().unwrap().write(0, &vec![7; bytes as usize]).unwrap();
+        pin.release_with(After::KeepAway).unwrap();
+        file.write_at(&vec![turn; bytes as usize], 0).unwrap();
+        same(&rig.on_disk("f"), &vec![turn; bytes as usize], "what was written");
+    }
 }

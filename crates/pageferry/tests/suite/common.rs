@@ -84,3 +84,20 @@ pub fn same(got: &[u8], expected: &[u8], what: &str) {
     }
     assert_eq!(got.len(), expected.len(), "{what}: the length differs");
 }
+
+/// Runs a test that might hang, which is then its failure.
+pub fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
+    let (done, end) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        // Nobody listens any more if it took too long.
+        let _ = done.send(());
+    });
+    let limit = std::time::Duration::from_secs(seconds);
+    if end.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        panic!("it hangs");
+    }
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}

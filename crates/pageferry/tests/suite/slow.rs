@@ -1,0 +1,150 @@
+//! A device one of whose calls takes its time for one thread: what others do meanwhile.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::common::*;
+use pageferry::device::*;
+use pageferry::soft::SoftDevice;
+use pageferry::{Cache, CacheConfig, PinMode};
+
+/// The software device, but that a call lasts longer for the thread named "slow".
+struct Slow {
+    inner: Arc<SoftDevice>,
+    call: &'static str,
+}
+
+impl Slow {
+    fn dawdle(&self, call: &str) {
+        if call == self.call && std::thread::current().name() == Some("slow") {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Device for Slow {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+    fn alloc_frame(&self) -> Result<FrameId, DeviceError> {
+        self.inner.alloc_frame()
+    }
+    fn free_frame(&self, frame: FrameId) {
+        self.inner.free_frame(frame);
+    }
+    fn frames_in_use(&self) -> u64 {
+        self.inner.frames_in_use()
+    }
+    fn fill(
+        &self,
+        span: FrameSpan,
+        source: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> Result<(), TransferError> {
+        self.inner.fill(span, source)
+    }
+    fn drain(
+        &self,
+        span: FrameSpan,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), TransferError> {
+        self.inner.drain(span, sink)
+    }
+    fn zero(&self, span: FrameSpan) -> Result<(), DeviceError> {
+        self.inner.zero(span)
+    }
+    fn reserve_region(&self) -> Result<DeviceAddr, DeviceError> {
+        self.inner.reserve_region()
+    }
+    fn release_region(&self, region: DeviceAddr) {
+        self.inner.release_region(region);
+    }
+    fn attach(&self, at: DeviceAddr, frame: FrameId) -> Result<(), DeviceError> {
+        self.inner.attach(at, frame)
+    }
+    fn detach(&self, at: DeviceAddr) {
+        self.dawdle("detach");
+        self.inner.detach(at);
+    }
+    fn protect(&self, at: DeviceAddr, bytes: u64, to: Option<Access>) -> Result<(), DeviceError> {
+        if to.is_none() {
+            self.dawdle("hide");
+        }
+        self.inner.protect(at, bytes, to)
+    }
+    fn take_dirty(&self, at: DeviceAddr, bytes: u64) -> Result<Dirty, DeviceError> {
+        self.inner.take_dirty(at, bytes)
+    }
+    fn processors(&self) -> Option<&dyn Processors> {
+        self.inner.processors()
+    }
+}
+
+fn slow_rig(frames: u64, call: &'static str) -> (Rig, Cache) {
+    let rig = rig(frames);
+    let device = Arc::new(Slow { inner: rig.device.clone(), call });
+    let cache = Cache::new(device, CacheConfig::default().flush_age(None)).unwrap();
+    (rig, cache)
+}
+
+fn slowly<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let thread = std::thread::Builder::new().name("slow".into()).spawn(f).unwrap();
+    // Time to reach the slow call; should it be later, the test only shows less.
+    std::thread::sleep(Duration::from_millis(50));
+    thread
+}
+
+#[test]
+fn pages_that_grew_back_are_not_hidden_by_an_earlier_shrink() {
+    within(20, || {
+        let (rig, cache) = slow_rig(4, "hide");
+        std::fs::write(rig.path("f"), pattern(8 * PAGE)).unwrap();
+        let file = cache.open(rig.path("f")).unwrap();
+        device_reads(&file, 0..PAGE);
+        let shrink = slowly({
+            let file = file.clone();
+            move || file.set_len(0)
+        });
+        file.set_len(8 * PAGE).unwrap();
+        assert_eq!(device_reads(&file, 0..PAGE), [0; 4096]);
+        shrink.join().unwrap().unwrap();
+        assert_eq!(device_reads(&file, 0..PAGE), [0; 4096]);
+    });
+}
+
+#[test]
+fn a_frame_that_is_being_hidden_is_not_given_away() {
+    within(20, || {
+        let (rig, cache) = slow_rig(1, "hide");
+        for name in ["f", "g"] {
+            std::fs::write(rig.path(name), pattern(8 * PAGE)).unwrap();
+        }
+        let (file, other) =
+            (cache.open(rig.path("f")).unwrap(), cache.open(rig.path("g")).unwrap());
+        device_reads(&file, 0..PAGE);
+        let shrink = slowly(move || file.set_len(0));
+        same(&device_reads(&other, 0..PAGE), &pattern(PAGE), "the other file");
+        shrink.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_file_is_not_closed_under_a_frame_that_is_being_taken() {
+    within(20, || {
+        let (rig, cache) = slow_rig(2, "detach");
+        for (name, frames) in [("x", 1), ("y", 2), ("z", 1)] {
+            std::fs::write(rig.path(name), pattern(frames * FRAME)).unwrap();
+        }
+        let (x, y) = (cache.open(rig.path("x")).unwrap(), cache.open(rig.path("y")).unwrap());
+        device_reads(&x, 0..PAGE);
+        device_reads(&y, 0..PAGE);
+        let thief = slowly(move || y.pin(FRAME..FRAME + PAGE, PinMode::Read).map(drop));
+        x.close().unwrap();
+        // A new file gets the closed one's place.
+        let z = cache.open(rig.path("z")).unwrap();
+        same(&device_reads(&z, 0..PAGE), &pattern(PAGE), "the new file");
+        thief.join().unwrap().unwrap();
+        same(&device_reads(&z, 0..PAGE), &pattern(PAGE), "the new file again");
+    });
+}
