@@ -298,6 +298,11 @@ impl<E: Clone> Engine<E> {
         if op.range.end > state.pages.limit() {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
         }
+        // A page that lost its trust since we came by may be on its way anew, for another pin: what
+        // the device stored meanwhile would be overwritten.
+        if op.mode().is_some_and(|m| m.writes()) && state.busy.intersects(page_span(&op.range)) {
+            return Turn::Blocked(WaitFor::Io);
+        }
         // The file shrank and grew back while the pin was being filled: nothing was stored yet that
         // the cut could have lost, but what lay beyond is gone.
         if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p))

@@ -187,8 +187,8 @@ impl<E: Clone> Engine<E> {
             op.waiting = None;
             let phase = op.phase;
             let turn = self.advance(key, &mut op);
-            if op.phase != phase {
-                op.since = self.clock();
+            if op.phase != phase || matches!(turn, Turn::Blocked(_)) {
+                op.since = self.clock() + 1;
             }
             match turn {
                 Turn::Act { action, file, effect, locks } => {
@@ -219,7 +219,7 @@ impl<E: Clone> Engine<E> {
                 Turn::Clear if op.phase != Phase::End => {
                     // A failed untrap leaves the page away: better slow than wrong.
                     op.goto(next_phase(&op));
-                    op.since = self.clock();
+                    op.since = self.clock() + 1;
                 }
                 Turn::Clear => {
                     self.changed = true;
@@ -245,7 +245,7 @@ impl<E: Clone> Engine<E> {
                     op.refusal.get_or_insert(refusal);
                     self.changed = true;
                 }
-                Turn::Blocked(_) | Turn::Clear | Turn::Again => {}
+                Turn::Blocked(_) | Turn::Clear | Turn::Again => op.since = self.clock() + 1,
             }
         }
         self.ops.insert(key, op);
@@ -303,6 +303,9 @@ impl<E: Clone> Engine<E> {
     ) -> ActionKey {
         let key = ActionKey(self.fresh());
         op.inflight += 1;
+        if !matches!(effect, Effect::Observe) {
+            op.since = key.0;
+        }
         for (file, range) in &locks {
             if let Some(state) = self.files.get_mut(file) {
                 debug_assert!(!state.busy.intersects(range.clone()), "page lock taken twice");

@@ -61,7 +61,8 @@ pub(crate) struct Op<E> {
     pub(crate) queued: bool,
     /// The suspicion that its scan is to settle.
     pub(crate) suspicion: Option<u64>,
-    /// When it entered its phase, as [`Trust`](crate::trust::Trust) counts.
+    /// From when on an observation is fresh enough for it: it has done nothing else since, nor
+    /// waited.
     pub(crate) since: u64,
     /// A fetch met an early end of file.
     pub(crate) short: bool,

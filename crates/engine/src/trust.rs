@@ -17,7 +17,7 @@
 
 use crate::file::FileState;
 use crate::op::{Effect, Turn};
-use crate::{Action, ActionKey, Engine, FileKey, Observed, OpKey, Stamp};
+use crate::{Action, Engine, FileKey, Observed, OpKey, Stamp};
 
 /// What is known of one file's stamp. Moments are counted by the keys of actions.
 #[derive(Clone, Debug, Default)]
@@ -68,18 +68,11 @@ fn is_newer(a: Stamp, b: Stamp) -> bool {
 }
 
 impl<E: Clone> Engine<E> {
-    /// What has to be done before a change of ours may begin: an observation that began after
-    /// `since`, unless other changes of ours are under way.
+    /// What has to be done before a change of ours may begin: an observation that began at `since`
+    /// or later, unless other changes of ours are under way.
     pub(crate) fn look_first(&self, file: FileKey, since: u64) -> Option<Turn<E>> {
         let trust = &self.files.get(&file)?.trust;
-        if trust.changing > 0 || trust.began > since {
-            return None;
-        }
-        let looking = self
-            .flights
-            .range(ActionKey(since + 1)..)
-            .any(|(_, f)| f.file == file && matches!(f.effect, Effect::Observe));
-        Some(if looking { Turn::Blocked(crate::WaitFor::Io) } else { look(file) })
+        (trust.changing == 0 && trust.began < since).then(|| look(file))
     }
 
     /// An observation is back. Whoever needs to know and was not told looks again.

@@ -376,6 +376,24 @@ fn a_pin_filled_while_the_file_shrank_and_grew_back_is_not_cut() {
 }
 
 #[test]
+fn a_write_pin_is_not_granted_over_a_page_that_another_fetches_anew() {
+    let (mut b, file) = Bench::new(8, 32);
+    let slow = b.submit(1, pin(file, 100..17 * P, Mode::Write));
+    let first = b.until_fetch(slow);
+    b.engine.complete(first, Reply::Fetched { short: false });
+    let second = b.until_fetch(slow);
+    // Somebody changes the file: what was fetched first is fetched anew, for a reader beside.
+    b.now = at(32 * P, 2);
+    let reader = b.submit(2, pin(file, 0..50, Mode::Read));
+    let again = b.until_fetch(reader);
+    b.engine.complete(second, Reply::Fetched { short: false });
+    assert_eq!(b.run(slow), None, "a store now would be overwritten");
+    b.engine.complete(again, Reply::Fetched { short: false });
+    assert!(b.run(slow).unwrap().is_ok());
+    assert!(b.run(reader).unwrap().is_ok());
+}
+
+#[test]
 fn two_pins_being_filled_do_not_wait_for_one_another() {
     let (mut b, file) = Bench::new(8, 1);
     let held = b.granted(1, pin(file, 0..100, Mode::Write));

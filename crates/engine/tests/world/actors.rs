@@ -47,16 +47,71 @@ enum Task {
 
 /// What it asked for, with what it will need to judge the answer.
 enum Want {
-    Pin { file: FileKey, range: Range<u64>, mode: Mode, floors: Vec<usize> },
-    Release { file: FileKey, range: Range<u64>, mode: Mode, stores: Vec<(u64, u32)> },
-    Write { file: FileKey, range: Range<u64>, value: u32 },
-    Resize { file: FileKey, bytes: u64, old: u64 },
-    Read { file: FileKey, range: Range<u64>, floors: Vec<usize> },
-    Touch { file: FileKey, map: MapKey, at: u64, store: Option<u32>, floor: usize },
-    Other,
+    Pin {
+        file: FileKey,
+        range: Range<u64>,
+        mode: Mode,
+        floors: Vec<usize>,
+    },
+    Release {
+        file: FileKey,
+        range: Range<u64>,
+        mode: Mode,
+        stores: Vec<(u64, u32)>,
+    },
+    Write {
+        file: FileKey,
+        range: Range<u64>,
+        value: u32,
+    },
+    Resize {
+        file: FileKey,
+        bytes: u64,
+        old: u64,
+    },
+    Read {
+        file: FileKey,
+        range: Range<u64>,
+        floors: Vec<usize>,
+    },
+    Touch {
+        file: FileKey,
+        map: MapKey,
+        at: u64,
+        store: Option<u32>,
+        floor: usize,
+    },
+    Close {
+        file: FileKey,
+    },
+    /// `changes`: it may write to the file.
+    Other {
+        file: FileKey,
+        changes: bool,
+    },
 }
 
-/// An action under way: what it has seen so far, and how many more moments it takes.
+impl Want {
+    fn file(&self) -> FileKey {
+        match self {
+            Want::Pin { file, .. }
+            | Want::Release { file, .. }
+            | Want::Write { file, .. }
+            | Want::Resize { file, .. }
+            | Want::Read { file, .. }
+            | Want::Touch { file, .. }
+            | Want::Close { file }
+            | Want::Other { file, .. } => *file,
+        }
+    }
+
+    /// It may write to its file.
+    fn changes(&self) -> bool {
+        !matches!(self, Want::Pin { .. } | Want::Other { changes: false, .. })
+    }
+}
+
+/// An action under way, and how many more moments it takes.
 struct Flight {
     actor: usize,
     key: ActionKey,
@@ -76,6 +131,9 @@ pub struct World {
     failures: u64,
     next_value: u32,
     next_map: u64,
+    /// Others change the files, too. Stamps cannot tell their changes from stores through our
+    /// mappings that come at the same time: in such a world there are none of those.
+    outsiders: bool,
     clock: u64,
     loud: bool,
 }
@@ -84,6 +142,7 @@ impl World {
     pub fn new(seed: u64) -> World {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let failures = [0, 0, 20, 100][dice.roll(4) as usize];
+        let outsiders = dice.roll(3) == 0;
         let config = Config {
             frame_bytes: FRAME,
             budget_frames: FRAMES,
@@ -99,6 +158,7 @@ impl World {
             failures,
             next_value: 1,
             next_map: 1,
+            outsiders,
             clock: 0,
             loud: false,
         };
@@ -202,6 +262,9 @@ impl World {
             let at = self.dice.roll(self.flights.len() as u64) as usize;
             return self.fly(at);
         }
+        if begin && self.outsiders && self.dice.roll(8) == 0 {
+            return self.outsider();
+        }
         let actor = self.dice.roll(ACTORS as u64) as usize;
         match std::mem::replace(&mut self.actors[actor], Task::Idle) {
             Task::Idle if begin => self.begin(actor),
@@ -246,9 +309,12 @@ impl World {
 
     fn begin(&mut self, actor: usize) {
         let file = self.any_file();
+        if self.wants().any(|(f, want)| f == file && matches!(want, Want::Close { .. })) {
+            return;
+        }
         let Some(range) = self.any_range(file) else { return self.begin_resize(actor, file) };
         let patient = self.dice.roll(5) > 0;
-        match self.dice.roll(24) {
+        match self.dice.roll(25) {
             0..=3 => {
                 let floors = self.model.floors(file, &range);
                 let want = Want::Pin { file, range: range.clone(), mode: Mode::Read, floors };
@@ -257,7 +323,8 @@ impl World {
             4..=8 if self.model.is_free(file, &range) => {
                 self.model.claim(file, &range, true);
                 let mode = if self.dice.roll(3) == 0 { Mode::Overwrite } else { Mode::Write };
-                let want = Want::Pin { file, range: range.clone(), mode, floors: Vec::new() };
+                let floors = self.model.floors(file, &range);
+                let want = Want::Pin { file, range: range.clone(), mode, floors };
                 self.ask(actor, Request::Pin { file, range, mode }, patient, want);
             }
             9..=10 if self.model.is_free(file, &range) => {
@@ -276,11 +343,18 @@ impl World {
                 actor,
                 Request::Flush { file, range, skip_pinned: true },
                 true,
-                Want::Other,
+                Want::Other { file, changes: true },
             ),
-            15..=16 => self.ask(actor, Request::Evict { file, range }, true, Want::Other),
-            17 => self.ask(actor, Request::Query { file, range }, true, Want::Other),
+            15..=16 => {
+                let want = Want::Other { file, changes: true };
+                self.ask(actor, Request::Evict { file, range }, true, want);
+            }
+            17 => {
+                let want = Want::Other { file, changes: false };
+                self.ask(actor, Request::Query { file, range }, true, want);
+            }
             18 => self.begin_map(actor, file),
+            19 => self.begin_close(actor, file),
             _ => self.begin_touch(actor, file, range.start),
         }
     }
@@ -309,12 +383,80 @@ impl World {
             self.next_map += 1;
             let start = self.dice.roll(8) * PAGE_BYTES;
             let range = start..start + (self.dice.roll(12) + 1) * PAGE_BYTES;
-            let writable = !map.0.is_multiple_of(3);
+            let writable = self.is_writable(map);
             let tracked = Vec::new();
             let request = Request::MapIn { file, map, range, writable, tracked };
-            self.ask(actor, request, true, Want::Other);
+            self.ask(actor, request, true, Want::Other { file, changes: false });
         } else if !in_use {
-            self.ask(actor, Request::MapOut { file, map: maps[0] }, true, Want::Other);
+            let want = Want::Other { file, changes: false };
+            self.ask(actor, Request::MapOut { file, map: maps[0] }, true, want);
+        }
+    }
+
+    /// Every third mapping is read-only; all are where others change the files.
+    fn is_writable(&self, map: MapKey) -> bool {
+        !self.outsiders && !map.0.is_multiple_of(3)
+    }
+
+    /// What everybody is at, with the file it is about.
+    fn wants(&self) -> impl Iterator<Item = (FileKey, &Want)> {
+        self.actors.iter().filter_map(|task| match task {
+            Task::Asked { want, .. } => Some((want.file(), want)),
+            _ => None,
+        })
+    }
+
+    /// Closes a file that nobody uses; once closed it is opened anew.
+    fn begin_close(&mut self, actor: usize, file: FileKey) {
+        let held = |t: &Task| matches!(t, Task::Holding { file: f, .. } if *f == file);
+        let used = self.actors.iter().any(held) || self.wants().any(|(f, _)| f == file);
+        if !used && self.twins.files[&file].maps.is_empty() {
+            self.ask(actor, Request::Close { file }, true, Want::Close { file });
+        }
+    }
+
+    fn closed(&mut self, file: FileKey) {
+        let twin = self.twins.files.remove(&file).expect("a known file");
+        assert!(twin.attached.is_empty(), "a closed file has frames");
+        let key = self.engine.add_file(twin.observe());
+        self.twins.files.insert(key, twin);
+        self.model.rename(file, key);
+    }
+
+    /// Somebody we know nothing of changes a file. Not while a change of ours is on its way, which
+    /// would hide it: that is as good as stamps are.
+    fn outsider(&mut self) {
+        let file = self.any_file();
+        let ours = self.wants().any(|(f, want)| f == file && want.changes());
+        if ours || self.engine.is_away(file, &(0..u64::MAX)) {
+            return;
+        }
+        let bytes = self.dice.roll(5 * FRAME / CELL) * CELL;
+        match (self.dice.roll(6), self.any_range(file)) {
+            (0, _) if self.model.is_free(file, &(bytes..FILE_MAX)) => {
+                self.say(|| format!("an outsider sets the size of {file:?} to {bytes}"));
+                let twin = self.twins.files.get_mut(&file).expect("a known file");
+                let gone = bytes.min(twin.bytes)..FILE_MAX;
+                twin.resize(bytes);
+                self.give(file, &gone, 0);
+            }
+            (1.., Some(range)) if self.model.is_free(file, &range) => {
+                self.say(|| format!("an outsider writes {range:?} of {file:?}"));
+                let value = self.value();
+                let twin = self.twins.files.get_mut(&file).expect("a known file");
+                twin.cells[cells(&range)].fill(value);
+                twin.changes += 1;
+                self.give(file, &range, value);
+            }
+            _ => {}
+        }
+    }
+
+    /// Cells have a value at once.
+    fn give(&mut self, file: FileKey, range: &Range<u64>, value: u32) {
+        for at in (range.start..range.end).step_by(CELL as usize) {
+            self.model.begin(file, at, value);
+            self.model.complete(file, at, value);
         }
     }
 
@@ -398,12 +540,12 @@ impl World {
     fn done(&mut self, actor: usize, want: Want, result: Result<Outcome, Refusal<u32>>) {
         match (want, result) {
             (Want::Pin { file, range, mode, floors }, Ok(Outcome::Pinned(pin))) => {
-                if mode == Mode::Read {
+                if mode != Mode::Overwrite {
                     let end = self.engine.pin_end(pin);
                     for (at, floor) in (range.start..range.end).step_by(CELL as usize).zip(floors) {
                         if at < end && at < self.twins.files[&file].bytes {
                             let seen = self.twins.device_load(file, at);
-                            self.model.judge(file, at, floor, seen, "a read pin");
+                            self.model.judge(file, at, floor, seen, "a pin");
                         }
                     }
                 }
@@ -457,6 +599,7 @@ impl World {
             (Want::Touch { file, map, at, store, floor }, Ok(_)) => {
                 self.touch(actor, file, map, at, store, floor);
             }
+            (Want::Close { file }, Ok(_)) => self.closed(file),
             (Want::Touch { file, at, store: Some(_), .. }, Err(_)) => {
                 self.model.claim(file, &(at..at + CELL), false);
             }
@@ -472,7 +615,10 @@ impl World {
         mode: Mode,
         stores: &mut Vec<(u64, u32)>,
     ) {
-        let bytes = self.twins.files[&file].bytes;
+        // What is stored past the end of the file is dropped, and that the file has grown behind its
+        // back the engine need not know yet.
+        let known = self.engine.file_bytes(file).unwrap_or(0);
+        let bytes = self.twins.files[&file].bytes.min(known);
         let inside = range.start..range.end.min(bytes);
         if !mode.writes() || inside.start >= inside.end {
             return;
@@ -596,9 +742,10 @@ impl World {
             }
             Action::MapIn { file, map, range, traps } => {
                 let trapped = traps.iter().flat_map(pages).collect();
-                // Every third mapping is read-only, as it was asked for.
-                let writable = !map.0.is_multiple_of(3);
-                let twin = TwinMap { range, writable, trapped, stored: Default::default() };
+                let writable = self.is_writable(map);
+                // Nobody has asked about its pages yet.
+                let stored = pages(&range).collect();
+                let twin = TwinMap { range, writable, trapped, stored };
                 self.twins.files.get_mut(&file).expect("known").maps.insert(map, twin);
                 Reply::Done
             }

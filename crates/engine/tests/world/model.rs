@@ -30,6 +30,13 @@ impl Model {
         self.files.insert(file, vec![cell; cells(&(0..FILE_MAX)).end]);
     }
 
+    /// The file is known by another name.
+    pub fn rename(&mut self, from: FileKey, to: FileKey) {
+        if let Some(cells) = self.files.remove(&from) {
+            self.files.insert(to, cells);
+        }
+    }
+
     fn cell(&mut self, file: FileKey, at: u64) -> &mut Cell {
         &mut self.files.get_mut(&file).expect("a known file")[(at / CELL) as usize]
     }
