@@ -30,8 +30,6 @@ pub(crate) struct Trust {
     learnt: u64,
     /// Own changes under way.
     changing: u32,
-    /// When an own change last ended.
-    ended: u64,
     /// What the own changes since there was none saw at their ends: how many, the newest; a failed
     /// one saw nothing.
     seen: (u32, Option<Observed>),
@@ -84,7 +82,7 @@ impl<E: Clone> Engine<E> {
         if trust.changing > 0 || trust.began > began {
             return;
         }
-        if trust.ended >= began || (trust.learnt >= began && !same) {
+        if trust.learnt >= began && !same {
             if let Some(op) = self.ops.get_mut(&op) {
                 op.queued = false;
             }
@@ -112,7 +110,6 @@ impl<E: Clone> Engine<E> {
         let Some(state) = self.files.get_mut(&file) else { return };
         let trust = &mut state.trust;
         trust.changing -= 1;
-        trust.ended = now;
         trust.seen.0 += 1;
         match after {
             Some(after) if trust.seen.1.is_none_or(|s| is_newer(after.stamp, s.stamp)) => {

@@ -212,6 +212,25 @@ fn suspicion_is_settled_before_a_write_pin_is_granted() {
 }
 
 #[test]
+fn a_suspicion_raised_during_a_scan_is_settled_by_another() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..16);
+    assert!(b.fetches(1, file, 0..16 * P));
+    let early = b.submit(1, pin(file, 0..P, Mode::Read));
+    let scanning = b.until(early, |a| matches!(a, Action::ScanStores { .. }));
+    // After that scan looked, a page is stored to, which another pin notices by the stamp.
+    b.now = at(64 * P, 2);
+    let late = b.submit(2, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.run(late), None, "the page is being asked about");
+    b.stored = one(8 * P..9 * P);
+    b.engine.complete(scanning, Reply::Stored(Some(Vec::new())));
+    assert!(b.run(early).unwrap().is_ok());
+    b.stored = vec![];
+    assert!(b.run(late).unwrap().is_ok());
+    assert_eq!(b.engine.stats().distrusts, 0, "the store explains the stamp");
+}
+
+#[test]
 fn pages_never_asked_about_explain_nothing() {
     let (mut b, file) = Bench::new(8, 64);
     b.map(file, 0..64);
@@ -315,7 +334,7 @@ fn an_earlier_foreign_change_shows_after_two_of_ours_that_overlapped() {
     assert!(b.run(one).unwrap().is_ok());
     assert!(b.run(two).unwrap().is_ok());
     assert!(b.fetches(1, file, 20 * P..21 * P));
-    assert!(!b.fetches(1, file, 20 * P..21 * P), "our own changes are accounted for");
+    assert_eq!(b.engine.stats().distrusts, 1, "our own changes are accounted for");
 }
 
 #[test]
@@ -357,6 +376,26 @@ fn pages_that_are_being_hidden_are_not_granted() {
     for op in [shrink, grow, later] {
         assert!(b.run(op).unwrap().is_ok());
     }
+}
+
+#[test]
+fn a_deeper_shrink_that_shows_while_pages_are_being_hidden_hides_more() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 0..64 * P));
+    b.now = at(32 * P, 2);
+    let shrink = b.submit(1, Request::Resize { file, bytes: 32 * P });
+    let hiding = b.until(shrink, |a| matches!(a, Action::Hide { .. }));
+    // Somebody else cuts it further, which a pin notices.
+    b.now = at(16 * P, 3);
+    let looker = b.submit(2, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.run(looker), None);
+    b.engine.complete(hiding, Reply::Done);
+    b.done.clear();
+    assert!(b.run(shrink).unwrap().is_ok());
+    assert!(b.run(looker).unwrap().is_ok());
+    let covers = |r: &Range<u64>| r.contains(&(16 * P));
+    let hides = |a: &Action| matches!(a, Action::Hide { ranges, .. } if ranges.iter().any(covers));
+    assert!(b.done.iter().any(hides));
 }
 
 #[test]
