@@ -299,10 +299,14 @@ impl<E: Clone> Engine<E> {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
         }
         // A page that lost its trust since we came by may be on its way anew, for another pin: what
-        // the device stored meanwhile would be overwritten.
-        if op.mode().is_some_and(|m| m.writes()) && state.busy.intersects(page_span(&op.range)) {
+        // the device stored meanwhile would be overwritten, and what it loaded be half a copy.
+        let mut busy = state.busy.overlaps(page_span(&op.range));
+        let fetches =
+            |key| self.flights.get(key).is_some_and(|f| matches!(f.effect, Effect::Fetch { .. }));
+        if busy.any(|(_, key)| fetches(key)) {
             return Turn::Blocked(WaitFor::Io);
         }
+        drop(busy);
         // The file shrank and grew back while the pin was being filled: nothing was stored yet that
         // the cut could have lost, but what lay beyond is gone.
         if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p))

@@ -239,6 +239,8 @@ impl<E: Clone> Engine<E> {
         if copying(&op) && op.refusal.is_none() {
             match self.advance(key, &mut op) {
                 Turn::Act { action, file, effect, locks } => {
+                    // It gets on: whoever waits for it is not stuck.
+                    op.waiting = None;
                     handed = Some((self.take_off(key, &mut op, effect, file, locks), action));
                 }
                 Turn::Refuse(refusal) => {

@@ -311,8 +311,18 @@ impl<E: Clone> Engine<E> {
                 if matches!(turn, Turn::Clear) { Turn::Blocked(WaitFor::Io) } else { turn }
             }
             Victim::Busy => Turn::Blocked(WaitFor::Io),
+            // One that is in nobody's books is on its way.
+            Victim::None if self.frames_moving() => Turn::Blocked(WaitFor::Io),
             Victim::None => Turn::Blocked(WaitFor::Frames),
         }
+    }
+
+    /// Some frame is being allocated, given back, or changes hands.
+    fn frames_moving(&self) -> bool {
+        let moves = |e: &Effect| {
+            matches!(e, Effect::Allocate { .. } | Effect::Free { .. } | Effect::Steal { .. })
+        };
+        self.flights.values().any(|f| moves(&f.effect))
     }
 
     pub(crate) fn standing(&self, file: FileKey, folio: u64, born: u64) -> Standing {

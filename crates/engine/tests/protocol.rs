@@ -415,6 +415,34 @@ fn a_pin_filled_while_the_file_shrank_and_grew_back_is_not_cut() {
 }
 
 #[test]
+fn a_request_that_a_helper_got_on_with_is_not_taken_for_stuck() {
+    let (mut b, file) = Bench::new(1, 32);
+    let held = b.granted(1, pin(file, 0..P, Mode::Read));
+    let helped = b.submit(2, pin(file, 16 * P..17 * P, Mode::Read));
+    assert_eq!(b.run(helped), None, "the only frame is pinned");
+    b.done(1, Request::Release { pin: held, keep: false });
+    let (stealing, action) = b.engine.help(helped, 0).expect("a frame is to be had");
+    let later = b.submit(3, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.run(later), None);
+    assert!(matches!(action, Action::Steal { .. }));
+    b.engine.complete(stealing, Reply::Done);
+    assert_eq!(b.run(later), None, "not refused: the frame will be free again");
+    assert!(b.run(helped).unwrap().is_ok());
+}
+
+#[test]
+fn a_frame_on_its_way_back_is_waited_for() {
+    let (mut b, file) = Bench::new(1, 32);
+    assert!(b.fetches(1, file, 0..P));
+    let evict = b.submit(1, Request::Evict { file, range: 0..32 * P });
+    let freeing = b.until(evict, |a| matches!(a, Action::Free { .. }));
+    let later = b.submit(2, pin(file, 16 * P..17 * P, Mode::Read));
+    assert_eq!(b.run(later), None, "not refused as full");
+    b.engine.complete(freeing, Reply::Done);
+    assert!(b.run(later).unwrap().is_ok());
+}
+
+#[test]
 fn a_write_pin_is_not_granted_over_a_page_that_another_fetches_anew() {
     let (mut b, file) = Bench::new(8, 32);
     let slow = b.submit(1, pin(file, 100..17 * P, Mode::Write));

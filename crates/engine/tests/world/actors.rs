@@ -516,7 +516,19 @@ impl World {
         }
     }
 
+    /// What a thread that helps with a request does.
+    fn help(&mut self, actor: usize, op: OpKey) {
+        if let Some((key, action)) = self.engine.help(op, self.clock) {
+            self.say(|| format!("{actor}'s helper begins {key:?} {action:?}"));
+            let steps = self.dice.roll(3) + 1;
+            self.flights.push(Flight { actor, key, action, steps, reply: None });
+        }
+    }
+
     fn poll(&mut self, actor: usize, op: OpKey, want: Want) {
+        if self.dice.roll(4) == 0 {
+            self.help(actor, op);
+        }
         match self.engine.poll(op, self.clock) {
             Step::Do(key, action) => {
                 self.say(|| format!("{actor} begins {key:?} {action:?}"));
@@ -555,6 +567,9 @@ impl World {
             }
             (Want::Pin { file, range, mode, .. }, Err(refusal)) => {
                 assert!(!matches!(refusal, Refusal::Gone | Refusal::BadRange), "{refusal:?}");
+                if let Refusal::Full { needed_frames, pinned_frames } = refusal {
+                    assert!(needed_frames + pinned_frames > FRAMES, "{refusal:?}");
+                }
                 if mode.writes() {
                     self.model.claim(file, &range, false);
                 }
