@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::sync::{Mutex, RwLock};
 use pageferry_device::{Device, DeviceAddr, DeviceError};
 use pageferry_engine::FileKey;
 use pageferry_linux::HostFile;
-use parking_lot::{Mutex, RwLock};
 
 /// A file behind a cache.
 pub(crate) struct Backing {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use crate::sync::Mutex;
 use pageferry_device::Device;
 use pageferry_engine::{FileKey, Outcome, Request};
 use pageferry_linux::{FileId, HostFile, OpenError};
-use parking_lot::Mutex;
 
 use crate::backing::Backing;
 use crate::shared::Shared;

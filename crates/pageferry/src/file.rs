@@ -24,7 +24,7 @@ pub(crate) struct Handle {
     pub(crate) cache: Arc<Inner>,
     pub(crate) backing: Arc<Backing>,
     writable: bool,
-    closed: parking_lot::Mutex<bool>,
+    closed: crate::sync::Mutex<bool>,
 }
 
 impl Handle {
@@ -47,7 +47,7 @@ impl Drop for Handle {
 
 impl File {
     pub(crate) fn new(cache: Arc<Inner>, backing: Arc<Backing>, writable: bool) -> File {
-        let closed = parking_lot::Mutex::new(false);
+        let closed = crate::sync::Mutex::new(false);
         File { handle: Arc::new(Handle { cache, backing, writable, closed }) }
     }
 
@@ -116,7 +116,7 @@ impl File {
         if mode != PinMode::Read {
             self.must_be_writable()?;
         }
-        let owner = Some(pageferry_linux::current_tid());
+        let owner = Some(crate::sync::current_tid());
         let key = self.pin_key(range.clone(), mode, wait, owner)?;
         Ok(Pin::new(self.clone(), key, range, mode))
     }
@@ -286,7 +286,7 @@ impl File {
         call: &mut (dyn FnMut(&HostFile) -> std::io::Result<()> + Send),
     ) -> Result<()> {
         let shared = &self.handle.cache.shared;
-        let owner = Some(pageferry_linux::current_tid());
+        let owner = Some(crate::sync::current_tid());
         let mut change = |io: &HostFile| call(io).map_err(|e| file_error(what, range, &e));
         shared
             .request_as(request, owner, Wait::Block, Some(&mut change))

@@ -52,6 +52,7 @@ mod perform;
 mod pin;
 mod shared;
 mod stats;
+mod sync;
 mod trap;
 mod view;
 

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::sync::{Condvar, HELP_BYTES, Mutex, RwLock};
 use pageferry_device::{Device, DeviceInfo};
 use pageferry_engine::{
     Action, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Request, Step, WaitFor,
 };
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::backing::Backing;
 use crate::map::Mapped;
@@ -69,9 +69,6 @@ impl Tally {
 /// The system call inside a `Change` or `Resize`.
 pub(crate) type Change<'a> = &'a mut (dyn FnMut(&pageferry_linux::HostFile) -> Result<()> + Send);
 
-/// From this many bytes on a request gets helpers: below, starting a thread costs more than it saves.
-const HELP_BYTES: u64 = 8 << 20;
-
 impl Shared {
     pub(crate) fn new(device: Arc<dyn Device>, config: CacheConfig, budget_frames: u64) -> Shared {
         let info = device.info();
@@ -114,7 +111,7 @@ impl Shared {
 
     /// Submits a request in the name of the calling thread and sees it through.
     pub(crate) fn request(&self, request: Request, wait: Wait) -> Result<Outcome, Refusal<Error>> {
-        self.request_as(request, Some(pageferry_linux::current_tid()), wait, None)
+        self.request_as(request, Some(crate::sync::current_tid()), wait, None)
     }
 
     /// As [`request`](Self::request), for a given owner and with the change to make.
@@ -149,7 +146,7 @@ impl Shared {
                 None => return outcome(ended),
             }
         }
-        std::thread::scope(|scope| {
+        crate::sync::scope(|scope| {
             for _ in 0..helpers {
                 scope.spawn(|| while self.help(op, &ended) {});
             }

@@ -9,10 +9,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sync::{Condvar, Mutex};
 use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault};
 use pageferry_engine::range::RangeSet;
 use pageferry_engine::{Owner, PinKey};
-use parking_lot::{Condvar, Mutex};
 
 use crate::shared::Tally;
 use crate::{After, Error, File, PinMode, Result, Wait};
@@ -123,7 +123,7 @@ impl View<'_> {
     pub(crate) fn on_demand(file: File, writable: bool) -> Result<View<'static>> {
         let kind = Kind::OnDemand(OnDemand {
             writable,
-            owner: Some(pageferry_linux::current_tid()),
+            owner: Some(crate::sync::current_tid()),
             held: Mutex::default(),
             idle: Condvar::new(),
             faults: AtomicU64::new(0),
@@ -339,21 +339,23 @@ impl View<'_> {
                 self.let_go(&mut held, slot)?;
             }
             let mode = if stores { PinMode::Write } else { PinMode::Read };
-            let pinned = self.file.pin_key(range.clone(), mode, Wait::Block, demand.owner);
-            let key = match pinned {
+            // A view that waits holds nothing that it does not use: another may wait for that.
+            let idle: Vec<_> =
+                held.pins.iter().filter(|(_, p)| p.users == 0).map(|(s, _)| *s).collect();
+            let wait = if idle.is_empty() { Wait::Block } else { Wait::Try };
+            let key = match self.file.pin_key(range.clone(), mode, wait, demand.owner) {
                 Ok(key) => key,
-                // Our own idle pins may be what is in the way of a frame.
-                Err(Error::DeviceFull { .. } | Error::WouldDeadlock { .. })
-                    if held.pins.values().any(|p| p.users == 0) =>
-                {
-                    let idle: Vec<_> =
-                        held.pins.iter().filter(|(_, p)| p.users == 0).map(|(s, _)| *s).collect();
+                Err(
+                    Error::DeviceFull { .. }
+                    | Error::WouldBlock { .. }
+                    | Error::WouldDeadlock { .. },
+                ) if !idle.is_empty() => {
                     for slot in idle {
                         self.let_go(&mut held, slot)?;
                     }
                     continue;
                 }
-                Err(Error::DeviceFull { .. }) if held.pins.values().any(|p| p.users > 0) => {
+                Err(Error::DeviceFull { .. }) if !held.pins.is_empty() => {
                     demand.idle.wait(&mut held);
                     continue;
                 }
