@@ -59,6 +59,10 @@ struct Held {
     pins: BTreeMap<(u64, u64), HeldPin>,
     /// What was written and released with `KeepAway`: flushed at the end.
     written: RangeSet,
+    /// What is being pinned.
+    coming: RangeSet,
+    /// Counts uses.
+    clock: u64,
     closed: bool,
 }
 
@@ -66,6 +70,45 @@ struct HeldPin {
     key: PinKey,
     writes: bool,
     users: u32,
+    /// When it was last taken into use.
+    used: u64,
+}
+
+impl Held {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Takes a pin into use that holds the range.
+    fn take_covering(&mut self, range: &Range<u64>, stores: bool) -> Option<((u64, u64), PinKey)> {
+        let used = self.tick();
+        let (slot, pin) = self
+            .pins
+            .range_mut(..=(range.start, u64::MAX))
+            .rev()
+            .take(8)
+            .find(|((_, end), p)| range.end <= *end && (p.writes || !stores))?;
+        pin.users += 1;
+        pin.used = used;
+        Some((*slot, pin.key))
+    }
+
+    /// Pins that a new one over the range could not stand beside.
+    fn clashes(&self, range: &Range<u64>, stores: bool) -> Vec<(u64, u64)> {
+        let clash = |(start, end): &(u64, u64), p: &HeldPin| {
+            *start < range.end && range.start < *end && (p.writes || stores)
+        };
+        self.pins.iter().filter(|(s, p)| clash(s, p)).map(|(s, _)| *s).collect()
+    }
+
+    /// At most `n` pins that are not in use, the longest unused ones.
+    fn coldest(&self, n: usize) -> Vec<(u64, u64)> {
+        let idle = self.pins.iter().filter(|(_, p)| p.users == 0);
+        let mut idle: Vec<_> = idle.map(|(slot, p)| (p.used, *slot)).collect();
+        idle.sort_unstable();
+        idle.into_iter().take(n).map(|(_, slot)| slot).collect()
+    }
 }
 
 /// One access of a kernel, as far as it is not done.
@@ -305,66 +348,64 @@ impl View<'_> {
     }
 
     /// A pin of the view over the range, one it has or a new one; in use until dropped.
+    ///
+    /// An access that is under way needs no second pin, so a pin in use is let go soon whatever
+    /// others wait for; only the idle ones could keep somebody waiting for ever.
     fn hold<'d>(&self, demand: &'d OnDemand, range: Range<u64>, stores: bool) -> Result<InUse<'d>> {
+        let slot = (range.start, range.end);
+        let mode = if stores { PinMode::Write } else { PinMode::Read };
         let mut held = demand.held.lock();
         loop {
             if held.closed {
                 return Err(Error::InvalidArgument("the view is closed".into()));
             }
-            let covering = held
-                .pins
-                .range_mut(..=(range.start, u64::MAX))
-                .rev()
-                .take(8)
-                .find(|((_, end), p)| range.end <= *end && (p.writes || !stores));
-            if let Some((slot, pin)) = covering {
-                pin.users += 1;
-                return Ok(InUse { demand, slot: *slot, key: pin.key });
+            if let Some((slot, key)) = held.take_covering(&range, stores) {
+                return Ok(InUse { demand, slot, key });
             }
             // What overlaps in the way of the new pin has to go, once nobody uses it.
-            let clash = |(start, end): &(u64, u64), p: &HeldPin| {
-                *start < range.end && range.start < *end && (p.writes || stores)
-            };
-            let over: Vec<_> =
-                held.pins.iter().filter(|(s, p)| clash(s, p)).map(|(s, _)| *s).collect();
-            if over.iter().any(|s| held.pins.get(s).is_some_and(|p| p.users > 0)) {
+            let over = held.clashes(&range, stores);
+            let in_use = over.iter().any(|s| held.pins.get(s).is_some_and(|p| p.users > 0));
+            if in_use || held.coming.intersects(range.clone()) {
                 demand.idle.wait(&mut held);
                 continue;
             }
-            let mut drop_first = over;
-            if held.pins.len() >= HELD_MAX {
-                drop_first.extend(held.pins.iter().filter(|(_, p)| p.users == 0).map(|(s, _)| *s));
-            }
-            for slot in drop_first {
+            let surplus = (held.pins.len() + 1).saturating_sub(over.len() + HELD_MAX);
+            for slot in over.into_iter().chain(held.coldest(surplus)) {
                 self.let_go(&mut held, slot)?;
             }
-            let mode = if stores { PinMode::Write } else { PinMode::Read };
             // A view that waits holds nothing that it does not use: another may wait for that.
-            let idle: Vec<_> =
-                held.pins.iter().filter(|(_, p)| p.users == 0).map(|(s, _)| *s).collect();
-            let wait = if idle.is_empty() { Wait::Block } else { Wait::Try };
-            let key = match self.file.pin_key(range.clone(), mode, wait, demand.owner) {
-                Ok(key) => key,
-                Err(
-                    Error::DeviceFull { .. }
-                    | Error::WouldBlock { .. }
-                    | Error::WouldDeadlock { .. },
-                ) if !idle.is_empty() => {
+            let wait = if held.coldest(1).is_empty() { Wait::Block } else { Wait::Try };
+            held.coming.add(range.clone());
+            drop(held);
+            let pinned = self.file.pin_key(range.clone(), mode, wait, demand.owner);
+            held = demand.held.lock();
+            held.coming.remove(range.clone());
+            demand.idle.notify_all();
+            match pinned {
+                Ok(key) => {
+                    demand.faults.fetch_add(1, Ordering::Relaxed);
+                    let used = held.tick();
+                    held.pins.insert(slot, HeldPin { key, writes: stores, users: 1, used });
+                    return Ok(InUse { demand, slot, key });
+                }
+                Err(error) => {
+                    let enough = match &error {
+                        Error::DeviceFull { .. } => 1,
+                        Error::WouldBlock { .. } | Error::WouldDeadlock { .. } => HELD_MAX,
+                        _ => return Err(error),
+                    };
+                    let idle = held.coldest(enough);
+                    if idle.is_empty() && held.pins.is_empty() && held.coming.is_empty() {
+                        return Err(error);
+                    }
+                    if idle.is_empty() {
+                        demand.idle.wait(&mut held);
+                    }
                     for slot in idle {
                         self.let_go(&mut held, slot)?;
                     }
-                    continue;
                 }
-                Err(Error::DeviceFull { .. }) if !held.pins.is_empty() => {
-                    demand.idle.wait(&mut held);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            demand.faults.fetch_add(1, Ordering::Relaxed);
-            let slot = (range.start, range.end);
-            held.pins.insert(slot, HeldPin { key, writes: stores, users: 1 });
-            return Ok(InUse { demand, slot, key });
+            }
         }
     }
 

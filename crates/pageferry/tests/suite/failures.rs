@@ -153,31 +153,6 @@ fn a_panicking_kernel_is_an_error() {
 }
 
 #[test]
-fn on_demand_views_fault_and_write_back() {
-    let r = rig(4);
-    let f = r.file("a", 20 * FRAME);
-    let view = f.view(true).unwrap();
-    r.cache
-        .launch(20, |g| {
-            let range = g * FRAME + 10..(g + 1) * FRAME - 10;
-            view.update(range, &mut |bytes| bytes.iter_mut().for_each(|b| *b ^= 0xFF))
-        })
-        .unwrap();
-    let summary = view.close().unwrap();
-    assert_eq!(summary.faults, 20);
-    let mut model = pattern(20 * FRAME);
-    for g in 0..20 {
-        let range = (g * FRAME + 10) as usize..((g + 1) * FRAME - 10) as usize;
-        model[range].iter_mut().for_each(|b| *b ^= 0xFF);
-    }
-    same(&r.on_disk("a"), &model, "the file");
-    assert_eq!(r.stat("live_pins"), 0);
-    let view = f.view(false).unwrap();
-    assert!(matches!(view.write(0, b"x"), Err(Error::ReadOnly(_))));
-    assert!(matches!(view.read(20 * FRAME, &mut [0]), Err(Error::PastEof { .. })));
-}
-
-#[test]
 fn prefetch_brings_what_fits() {
     let r = rig(4);
     let f = r.file("a", 10 * FRAME);

@@ -119,3 +119,88 @@ fn ranges_near_the_end_of_numbers_are_refused() {
     assert!(matches!(map.read(usize::MAX - 3, &mut buf), Err(Error::InvalidArgument(_))));
     assert!(matches!(map.sync(0..usize::MAX), Err(Error::InvalidArgument(_))));
 }
+
+#[test]
+fn on_demand_views_fault_and_write_back() {
+    let r = rig(4);
+    let f = r.file("a", 20 * FRAME);
+    let view = f.view(true).unwrap();
+    r.cache
+        .launch(20, |g| {
+            let range = g * FRAME + 10..(g + 1) * FRAME - 10;
+            view.update(range, &mut |bytes| bytes.iter_mut().for_each(|b| *b ^= 0xFF))
+        })
+        .unwrap();
+    let summary = view.close().unwrap();
+    // One fault a frame, and another where a pin was let go between its load and its store.
+    assert!((20..=40).contains(&summary.faults), "{} faults", summary.faults);
+    let mut model = pattern(20 * FRAME);
+    for g in 0..20 {
+        let range = (g * FRAME + 10) as usize..((g + 1) * FRAME - 10) as usize;
+        model[range].iter_mut().for_each(|b| *b ^= 0xFF);
+    }
+    same(&r.on_disk("a"), &model, "the file");
+    assert_eq!(r.stat("live_pins"), 0);
+    let view = f.view(false).unwrap();
+    assert!(matches!(view.write(0, b"x"), Err(Error::ReadOnly(_))));
+    assert!(matches!(view.read(20 * FRAME, &mut [0]), Err(Error::PastEof { .. })));
+}
+
+/// One access at a time: what it used last is what the next one finds held.
+#[test]
+fn a_view_on_demand_lets_the_longest_unused_go() {
+    let r = rig(4);
+    let f = r.file("a", 20 * FRAME);
+    let view = f.view(true).unwrap();
+    let mut flip = |bytes: &mut [u8]| bytes.iter_mut().for_each(|b| *b ^= 0xFF);
+    for g in 0..20 {
+        view.update(0..100, &mut flip).unwrap();
+        view.update(g * FRAME + 200..(g + 1) * FRAME - 10, &mut flip).unwrap();
+    }
+    assert_eq!(view.close().unwrap().faults, 21);
+    let mut model = pattern(20 * FRAME);
+    for g in 0..20 {
+        model[(g * FRAME + 200) as usize..((g + 1) * FRAME - 10) as usize]
+            .iter_mut()
+            .for_each(|b| *b ^= 0xFF);
+    }
+    same(&r.on_disk("a"), &model, "the file");
+}
+
+/// Two views that want each other's bytes take turns: neither is refused, neither waits for ever.
+#[test]
+fn views_on_demand_that_cross_take_turns() {
+    within(60, || {
+        let r = rig(4);
+        let f = r.file("a", 4 * FRAME);
+        std::thread::scope(|scope| {
+            for mark in [1, 2] {
+                let (r, f) = (&r, &f);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let view = f.view(true).unwrap();
+                        r.cache
+                            .launch(8, |g| {
+                                let g = if mark == 1 { g % 4 } else { 3 - g % 4 };
+                                view.write(g * FRAME, &[mark; 64])?;
+                                view.write(g * FRAME + 32, &[mark; 64])
+                            })
+                            .unwrap();
+                        view.close().unwrap();
+                    }
+                });
+            }
+        });
+        let after = r.on_disk("a");
+        let mut model = pattern(4 * FRAME);
+        for g in 0..4 {
+            let at = (g * FRAME) as usize;
+            // Each store is one piece under one pin: whole, the last one wins.
+            let marks: Vec<u8> = after[at..at + 96].to_vec();
+            assert!(marks.iter().all(|m| [1, 2].contains(m)), "{marks:?}");
+            assert_eq!(marks[32..].iter().min(), marks[32..].iter().max(), "{marks:?}");
+            model[at..at + 96].copy_from_slice(&marks);
+        }
+        same(&after, &model, "the file");
+    });
+}
