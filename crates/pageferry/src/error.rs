@@ -63,13 +63,13 @@ pub enum Error {
         mode: &'static str,
     },
     /// The pin would have had to wait (`Wait::Try`).
-    #[error("bytes {}..{} are pinned by another user; try later or wait", range.start, range.end)]
+    #[error("{} is pinned by another user; try later or wait", bytes(range))]
     WouldBlock {
         /// The range asked for, in bytes.
         range: Range<u64>,
     },
     /// The wait ended without the range becoming free.
-    #[error("timed out after {waited:?} waiting for pins of bytes {}..{}", range.start, range.end)]
+    #[error("timed out after {waited:?} waiting for pins of {}", bytes(range))]
     TimedOut {
         /// The range asked for, in bytes.
         range: Range<u64>,
@@ -77,7 +77,10 @@ pub enum Error {
         waited: Duration,
     },
     /// Waiting could never end: this thread (or a cycle of waiting threads) holds what it asks for.
-    #[error("waiting for bytes {}..{} would deadlock: this thread, or one waiting for it, holds a pin of them; release that first", range.start, range.end)]
+    #[error(
+        "waiting for {} would deadlock: this thread, or one waiting for it, holds a pin there; release that first",
+        bytes(range)
+    )]
     WouldDeadlock {
         /// The range asked for, in bytes.
         range: Range<u64>,
@@ -98,7 +101,7 @@ pub enum Error {
     #[error("device: {0}")]
     Device(DeviceError),
     /// Reading or writing the file failed; the number tells why (ENOSPC, EIO, EFBIG, ...).
-    #[error("{what} of bytes {}..{}: {}", range.start, range.end, io::Error::from_raw_os_error(*errno))]
+    #[error("{what} of {}: {}", bytes(range), io::Error::from_raw_os_error(*errno))]
     File {
         /// "read", "write-back", "fsync", ...
         what: &'static str,
@@ -129,6 +132,15 @@ pub enum Error {
     /// A kernel closure failed or panicked.
     #[error("kernel failed: {0}")]
     KernelFailed(String),
+}
+
+/// A range in words.
+fn bytes(range: &Range<u64>) -> String {
+    match range.end {
+        u64::MAX if range.start == 0 => "the file".into(),
+        u64::MAX => format!("bytes {} to the end", range.start),
+        end => format!("bytes {}..{end}", range.start),
+    }
 }
 
 impl Error {

@@ -20,6 +20,11 @@ enum Direction {
     In,
 }
 
+/// A page that the kernel could not get at, though it is neither away nor beyond the end of the
+/// file, was so a moment ago: the file has grown back, or the page has come home. If it still fails
+/// after so many tries, storage does.
+const TRIES_MAX: u32 = 16;
+
 impl Direction {
     fn call(self) -> &'static str {
         match self {
@@ -63,7 +68,7 @@ impl FileMap {
         if at.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(AccessError::OutOfRange { at, len, map_len: self.len });
         }
-        let mut done = 0;
+        let (mut done, mut tries) = (0, 0);
         while done < len {
             let ours = libc::iovec { iov_base: buf.wrapping_add(done).cast(), iov_len: len - done };
             let mapped = libc::iovec { iov_base: self.at(at + done).cast(), iov_len: len - done };
@@ -78,13 +83,20 @@ impl FileMap {
                 Direction::In => unsafe { libc::process_vm_writev(pid, &ours, 1, &mapped, 1, 0) },
             };
             match usize::try_from(n) {
-                Ok(n) if n > 0 => done += n,
-                Ok(_) => return Err(self.refused(direction, at, done, libc::EFAULT)),
-                Err(_) => {
+                Ok(n) if n > 0 => (done, tries) = (done + n, 0),
+                n => {
                     let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        let errno = error.raw_os_error().unwrap_or(libc::EFAULT);
-                        return Err(self.refused(direction, at, done, errno));
+                    let errno = match n {
+                        Ok(_) => libc::EFAULT,
+                        Err(_) => error.raw_os_error().unwrap_or(libc::EFAULT),
+                    };
+                    tries += 1;
+                    let refused = self.refused(direction, at, done, errno);
+                    let came_back = errno == libc::EFAULT
+                        && matches!(refused, AccessError::Os { .. })
+                        && tries < TRIES_MAX;
+                    if errno != libc::EINTR && !came_back {
+                        return Err(refused);
                     }
                 }
             }

@@ -12,8 +12,11 @@ macro_rules! skipped {
 
 mod changes;
 mod common;
+mod cuts;
 mod failures;
+mod kernel;
 mod mapping;
+mod mount;
 mod outsiders;
 mod pins;
 mod rfc;

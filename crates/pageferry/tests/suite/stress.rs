@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{FRAME, PAGE, Rig, rig_with};
+use crate::common::{Dice, FRAME, PAGE, Rig, rig_with};
 use pageferry::{After, CacheConfig, Error, File, Map, PinMode, Wait};
 use std::sync::Mutex;
 
@@ -36,18 +36,6 @@ struct World {
     map: Map,
     pages: Vec<Page>,
     counts: [AtomicU64; 8],
-}
-
-/// A small generator: runs differ, and a run's seed is printed when it fails.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 20) % sides
-    }
 }
 
 impl World {
