@@ -98,6 +98,7 @@ impl Cache {
 
     fn adopt(&self, io: HostFile, name: String) -> Result<File> {
         let shared = &self.inner.shared;
+        shared.not_forked()?;
         let (id, writable) = (io.identity(), io.is_writable());
         let mut table = self.inner.table.lock();
         let known = table.get(&id).and_then(|key| shared.files.read().get(key).cloned());
@@ -133,6 +134,7 @@ impl Cache {
     /// that cannot run host closures.
     pub fn launch(&self, groups: u64, kernel: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
         let shared = &self.inner.shared;
+        shared.not_forked()?;
         let Some(processors) = shared.device.processors() else {
             return Err(Error::Unsupported(format!("{} runs no host closures", shared.info.name)));
         };
@@ -170,13 +172,16 @@ impl Cache {
         self.inner.shared.budget_frames * self.frame_bytes()
     }
 
-    /// Device memory in use now, in bytes (whole frames).
+    /// Device memory in use now, in bytes (whole frames); none in a forked child.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
+        if self.inner.shared.not_forked().is_err() {
+            return 0;
+        }
         self.inner.shared.core.lock().engine.frames_used() * self.frame_bytes()
     }
 
-    /// A snapshot of the counters.
+    /// A snapshot of the counters; a forked child has none.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::take(&self.inner.shared)
@@ -189,6 +194,7 @@ impl Cache {
     /// The first file's that failed; the others are flushed all the same.
     pub fn flush(&self) -> Result<u64> {
         let shared = &self.inner.shared;
+        shared.not_forked()?;
         let files: Vec<FileKey> = shared.core.lock().engine.files().collect();
         let (mut bytes, mut failed) = (0, None);
         for file in files {
@@ -251,6 +257,11 @@ impl Shared {
 impl Drop for Inner {
     fn drop(&mut self) {
         let shared = &self.shared;
+        if shared.not_forked().is_err() {
+            // Its threads and its device are the parent's: leave all as it is.
+            std::mem::forget(Arc::clone(shared));
+            return;
+        }
         shared.core.lock().stopping = true;
         shared.changed.notify_all();
         if let Some(flusher) = self.flusher.take() {

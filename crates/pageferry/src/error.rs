@@ -129,6 +129,9 @@ pub enum Error {
     /// This kernel or container lacks something that the call needs.
     #[error("unsupported here: {0}")]
     Unsupported(String),
+    /// A forked child uses what its parent made.
+    #[error("the cache belongs to the process that made it; a forked child opens its own")]
+    Forked,
     /// A kernel closure failed or panicked.
     #[error("kernel failed: {0}")]
     KernelFailed(String),
@@ -144,6 +147,11 @@ fn bytes(range: &Range<u64>) -> String {
 }
 
 impl Error {
+    /// What a `Drop` has to report: nothing in a forked child.
+    pub(crate) fn unless_forked(self) -> Result<()> {
+        if matches!(self, Error::Forked) { Ok(()) } else { Err(self) }
+    }
+
     /// A stable, kebab-case word for programs.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -171,6 +179,7 @@ impl Error {
             },
             Error::OutOfVmas { .. } => "out-of-vmas",
             Error::Unsupported(_) => "unsupported",
+            Error::Forked => "forked",
             Error::KernelFailed(_) => "kernel-failed",
         }
     }
@@ -196,6 +205,7 @@ impl Error {
             Error::File { errno, .. } | Error::Os { errno, .. } => *errno,
             Error::OutOfVmas { .. } => libc::ENOMEM,
             Error::Unsupported(_) => libc::EOPNOTSUPP,
+            Error::Forked => libc::EPERM,
             Error::KernelFailed(_) => libc::ECANCELED,
         }
     }

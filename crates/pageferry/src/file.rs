@@ -29,6 +29,7 @@ pub(crate) struct Handle {
 
 impl Handle {
     fn close(&self) -> Result<()> {
+        self.cache.shared.not_forked()?;
         if std::mem::replace(&mut *self.closed.lock(), true) {
             return Ok(());
         }
@@ -38,7 +39,9 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Err(error) = self.close() {
+        let result = self.close();
+        // A forked child has nothing to close.
+        if let Err(error) = result.or_else(Error::unless_forked) {
             let file = &self.backing.name;
             tracing::error!(file, %error, "closing could not write everything back; the cache tries again");
         }
@@ -182,6 +185,7 @@ impl File {
 
     pub(crate) fn bring_home(&self, range: &Range<u64>) -> Result<()> {
         let shared = &self.handle.cache.shared;
+        shared.not_forked()?;
         if shared.core.lock().engine.is_away(self.key(), range) {
             shared.flush(self.key(), range.clone(), false)?;
             // Whole pages come home, as far as nobody is writing beside.
@@ -202,6 +206,7 @@ impl File {
         if bytes.is_empty() {
             return self.must_be_writable();
         }
+        self.handle.cache.shared.not_forked()?;
         let known = self.handle.cache.shared.core.lock().engine.file_bytes(self.key());
         let resizes = known.is_none_or(|b| range.end > b);
         self.change("write", range, resizes, &mut |io| {

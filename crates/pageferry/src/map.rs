@@ -109,6 +109,7 @@ pub struct Map {
 impl Map {
     pub(crate) fn new(file: File, range: Range<u64>, writable: bool) -> Result<Map> {
         let shared = Arc::clone(&file.handle.cache.shared);
+        shared.not_forked()?;
         if range.start >= range.end || i64::try_from(range.end).is_err() {
             let what = format!("the range {}..{} cannot be mapped", range.start, range.end);
             return Err(Error::InvalidArgument(what));
@@ -186,6 +187,7 @@ impl Map {
     /// Brings a stretch home that is trapped, so that the access that follows need not wait.
     fn touch(&self, at: usize, len: usize) -> Result<()> {
         let shared = &self.file.handle.cache.shared;
+        shared.not_forked()?;
         let file = self.mapped.file;
         let start = self.offset().saturating_add(at as u64);
         let range = start..start.saturating_add(len as u64);
@@ -318,7 +320,7 @@ atomics! {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
+        if let Err(error) = self.end().or_else(Error::unless_forked) {
             tracing::error!(%error, "unmapping failed");
         }
     }

@@ -129,8 +129,9 @@ impl DetachedPin {
     }
 
     fn set_owner(&self, owner: pageferry_engine::Owner) {
-        if let Some(key) = self.key {
-            let shared = &self.file.handle.cache.shared;
+        let shared = &self.file.handle.cache.shared;
+        // A forked child's calls are refused later, where they can say so.
+        if let (Some(key), Ok(())) = (self.key, shared.not_forked()) {
             shared.core.lock().engine.set_owner(key, owner);
             shared.changed.notify_all();
         }
@@ -163,7 +164,8 @@ impl File {
 
 impl Drop for DetachedPin {
     fn drop(&mut self) {
-        if let Err(error) = self.release_with(After::WriteBack) {
+        let result = self.release_with(After::WriteBack).map(drop);
+        if let Err(error) = result.or_else(Error::unless_forked) {
             let shared = &self.file.handle.cache.shared;
             Tally::add(&shared.tally.failed_releases, 1);
             let file = &self.file.handle.backing.name;

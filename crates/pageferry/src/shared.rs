@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) traps: Mutex<Option<TrapService>>,
     pub(crate) tally: Tally,
     started: Instant,
+    /// The process that made the cache.
+    process: u32,
 }
 
 /// Counters of what happens outside the engine.
@@ -90,7 +92,14 @@ impl Shared {
             traps: Mutex::new(None),
             tally: Tally::default(),
             started: Instant::now(),
+            process: std::process::id(),
         }
+    }
+
+    /// Refuses a forked child: it has none of the cache's threads, nobody there opens the locks that
+    /// were held at that moment, and the device's memory is not its own. Asked before any lock.
+    pub(crate) fn not_forked(&self) -> Result<()> {
+        if std::process::id() == self.process { Ok(()) } else { Err(Error::Forked) }
     }
 
     /// The clock for the age of away pages: milliseconds since the cache was opened.
@@ -122,6 +131,7 @@ impl Shared {
         wait: Wait,
         change: Option<Change<'_>>,
     ) -> Result<Outcome, Refusal<Error>> {
+        self.not_forked().map_err(Refusal::Failed)?;
         let deadline = match wait {
             Wait::Timeout(limit) => Instant::now().checked_add(limit),
             Wait::Block | Wait::Try => None,

@@ -37,6 +37,9 @@ impl Stats {
     }
 
     pub(crate) fn take(shared: &Shared) -> Stats {
+        if shared.not_forked().is_err() {
+            return Stats { counters: Vec::new() };
+        }
         let core = shared.core.lock();
         let (e, t) = (core.engine.stats(), &shared.tally);
         let frame = shared.info.frame_bytes;

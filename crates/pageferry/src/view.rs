@@ -430,6 +430,7 @@ impl View<'_> {
 
     fn finish(&self) -> Result<ViewSummary> {
         let Kind::OnDemand(demand) = &self.kind else { return Ok(ViewSummary::default()) };
+        self.file.handle.cache.shared.not_forked()?;
         let mut held = demand.held.lock();
         if std::mem::replace(&mut held.closed, true) {
             return Ok(ViewSummary::default());
@@ -486,7 +487,8 @@ fn for_pieces(range: Range<u64>, mut f: impl FnMut(u64, &mut [u8]) -> Result<()>
 
 impl Drop for View<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.finish() {
+        let result = self.finish().map(drop);
+        if let Err(error) = result.or_else(Error::unless_forked) {
             let shared = &self.file.handle.cache.shared;
             Tally::add(&shared.tally.failed_releases, 1);
             tracing::error!(%error, "closing a dropped view failed");

@@ -48,13 +48,15 @@ struct Shared {
 pub(crate) struct Workers {
     shared: Arc<Shared>,
     count: usize,
+    /// The process whose threads they are.
+    process: u32,
 }
 
 impl Workers {
     pub(crate) fn new(count: usize) -> Workers {
         let shared =
             Shared { queue: Mutex::default(), work: Condvar::new(), ended: Condvar::new() };
-        Workers { shared: Arc::new(shared), count }
+        Workers { shared: Arc::new(shared), count, process: std::process::id() }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -159,6 +161,10 @@ fn run(body: &(dyn Fn(u64) + Sync), group: u64) -> Option<String> {
 
 impl Drop for Workers {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            // A forked child has no such threads, and the lock may be held by one of them.
+            return;
+        }
         let threads = {
             let mut queue = self.shared.queue.lock();
             queue.stopping = true;

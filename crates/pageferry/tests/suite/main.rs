@@ -11,6 +11,7 @@ macro_rules! skipped {
 }
 
 mod changes;
+mod children;
 mod common;
 mod cuts;
 mod failures;
