@@ -32,6 +32,7 @@ compile_error!("pageferry-linux is for 64-bit Linux");
 
 mod abi;
 mod file;
+mod lease;
 pub mod limits;
 mod map;
 mod page;
@@ -40,11 +41,14 @@ pub mod signal;
 mod store_tracker;
 mod tid;
 mod uffd;
+mod watch;
 
 pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, WriteError};
+pub use lease::LeaseBreaks;
 pub use map::{AccessError, Advice, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;
 pub use probe::{Capability, probe};
 pub use store_tracker::StoreTracker;
 pub use tid::current_tid;
 pub use uffd::{Event, Fault, Uffd, UffdError, UffdMode, Wakeup};
+pub use watch::{Heard, Watch, WatchKey};

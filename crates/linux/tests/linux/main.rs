@@ -12,6 +12,7 @@ mod signals;
 mod stores;
 mod stress;
 mod traps;
+mod watch;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
