@@ -150,32 +150,29 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    /// Asks every writable mapping of ours over the range (or, where the file is suspect,
-    /// everywhere) what was stored to. The pages of a write pin are trapped by now.
+    /// Asks every writable mapping of ours over the range what was stored to; at a mapping's end, it
+    /// alone, about all that the device has copies of or is getting.
     fn scan(&mut self, op: &mut Op<E>) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
         if !op.queued {
             op.queued = true;
-            let ends = matches!(op.request, Request::MapOut { .. });
-            let writes = op.mode().is_some_and(|m| m.writes());
-            let everywhere = state.trust.suspect.is_some();
-            op.suspicion = state.trust.suspect;
-            let asked = if ends || writes { 0..0 } else { page_span(&op.range) };
             for (&map, m) in state.maps.iter().filter(|(_, m)| m.writable) {
-                let other =
-                    matches!(op.request, Request::MapOut { map: ending, .. } if ending != map);
-                if other && !everywhere {
-                    continue;
-                }
                 let inside = clip(&m.range, &(0..state.pages.limit()));
-                let mut ranges = RangeSet::new();
-                ranges.add(clip(&inside, &asked));
-                // At a mapping's end, and where a changed stamp is to be explained, all that the
-                // device has copies of matters; asking about more would only cost.
-                if ends || everywhere {
-                    state.pages.valid_runs(&inside).into_iter().for_each(|run| ranges.add(run));
+                let mut asked = RangeSet::new();
+                match op.request {
+                    Request::MapOut { map: ending, .. } if ending == map => {
+                        state.pages.valid_runs(&inside).into_iter().for_each(|run| asked.add(run));
+                        for (locked, flight) in state.busy.overlaps(inside) {
+                            let effect = self.flights.get(flight).map(|f| &f.effect);
+                            if matches!(effect, Some(Effect::Fetch { .. })) {
+                                asked.add(clip(&locked, &m.range));
+                            }
+                        }
+                    }
+                    Request::MapOut { .. } => {}
+                    _ => asked.add(clip(&inside, &page_span(&op.range))),
                 }
-                op.queue.extend(ranges.iter().map(|(run, ())| (Some(map), run)));
+                op.queue.extend(asked.iter().map(|(run, ())| (Some(map), run)));
             }
         }
         if let Some((Some(map), range)) = op.queue.last().cloned() {
@@ -194,10 +191,6 @@ impl<E: Clone> Engine<E> {
                 effect: Effect::Scan { map, range: range.clone() },
                 locks: vec![(op.file, range)],
             };
-        }
-        if op.inflight == 0 && !self.scanned(op.file, op.suspicion) {
-            op.queued = false;
-            return Turn::Again;
         }
         Turn::Clear
     }
@@ -299,14 +292,13 @@ impl<E: Clone> Engine<E> {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
         }
         // A page that lost its trust since we came by may be on its way anew, for another pin: what
-        // the device stored meanwhile would be overwritten, and what it loaded be half a copy.
-        let mut busy = state.busy.overlaps(page_span(&op.range));
+        // the device stores meanwhile would be overwritten.
         let fetches =
             |key| self.flights.get(key).is_some_and(|f| matches!(f.effect, Effect::Fetch { .. }));
-        if busy.any(|(_, key)| fetches(key)) {
+        let writes = op.mode().is_some_and(|m| m.writes());
+        if writes && state.busy.overlaps(page_span(&op.range)).any(|(_, key)| fetches(key)) {
             return Turn::Blocked(WaitFor::Io);
         }
-        drop(busy);
         // The file shrank and grew back while the pin was being filled: nothing was stored yet that
         // the cut could have lost, but what lay beyond is gone.
         if let Some(pin) = op.pin.and_then(|p| state.pins.get_mut(&p))
@@ -330,7 +322,7 @@ impl<E: Clone> Engine<E> {
             Request::Change { .. } => page_span(&op.range),
             _ => op.range.clone(),
         };
-        let turn = self.clean(op.file, &range, op.pin, skip, op.since);
+        let turn = self.clean(op.file, &range, op.pin, skip);
         if matches!(turn, Turn::Clear) && op.inflight == 0 {
             match &op.request {
                 Request::Release { .. } => self.end_pin(op),
@@ -382,28 +374,19 @@ impl<E: Clone> Engine<E> {
                 if others || state.busy.intersects(region.clone()) {
                     return Turn::Blocked(WaitFor::Io);
                 }
-                if let Some(turn) = self.look_first(file, op.since) {
-                    return turn;
-                }
                 (Action::Change { file }, Effect::Change, vec![(file, region)])
             }
-            Request::Change { .. } => {
-                if let Some(turn) = self.look_first(file, op.since) {
-                    return turn;
-                }
-                (Action::Change { file }, Effect::Change, Vec::new())
-            }
-            Request::MapIn { map, range, writable, tracked, .. } => {
+            Request::Change { .. } => (Action::Change { file }, Effect::Change, Vec::new()),
+            Request::MapIn { map, range, writable, .. } => {
                 if state.busy.intersects(range.clone()) {
                     return Turn::Blocked(WaitFor::Io);
                 }
                 let traps: Vec<Range<u64>> =
                     state.must_trap(&range).overlaps(range.clone()).map(|(r, ())| r).collect();
-                let (trapped, mut known) = (set(&traps), set(&traps));
-                tracked.into_iter().for_each(|r| known.add(r));
+                let trapped = set(&traps);
                 let action = Action::MapIn { file, map, range: range.clone(), traps };
                 let lock = vec![(file, range.clone())];
-                (action, Effect::MapIn { map, range, writable, trapped, tracked: known }, lock)
+                (action, Effect::MapIn { map, range, writable, trapped }, lock)
             }
             Request::Expel { map, at, .. } => {
                 let page = page_span(&op.range);
@@ -441,7 +424,7 @@ impl<E: Clone> Engine<E> {
             self.note_change();
         }
         if op.widened {
-            match self.clean(op.file, &op.range, None, true, op.since) {
+            match self.clean(op.file, &op.range, None, true) {
                 Turn::Clear => {}
                 turn => return turn,
             }

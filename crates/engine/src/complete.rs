@@ -43,6 +43,9 @@ impl<E: Clone> Engine<E> {
                 Effect::Fetch { range, .. } => {
                     state.pages.clear_valid(range);
                     state.spoiled.add(range.clone());
+                    for op in self.ops.values_mut().filter(|o| o.file == file) {
+                        op.fetched.remove(range.clone());
+                    }
                 }
                 Effect::Allocate { .. } => self.frames_used -= 1,
                 Effect::Steal { .. } => {
@@ -57,7 +60,7 @@ impl<E: Clone> Engine<E> {
             // Nobody knows how much of it was done.
             Effect::Change => self.distrust(file),
             // A mapping ends all the same.
-            Effect::Observe | Effect::Scan { .. } if self.ops.get(&op).is_some_and(ends_map) => {
+            Effect::Scan { .. } if self.ops.get(&op).is_some_and(ends_map) => {
                 return self.distrust(file);
             }
             _ => {}
@@ -112,16 +115,12 @@ impl<E: Clone> Engine<E> {
             (Effect::Scan { map, range }, Reply::Stored(stored)) => {
                 self.stored((file, map), &range, stored)
             }
-            (Effect::Trap { map, range }, Reply::Done) => {
+            (Effect::Trap { map, range }, Reply::Stored(stored)) => {
+                self.stats.traps += 1;
+                self.stored((file, map), &range, stored);
                 let Some(state) = self.files.get_mut(&file) else { return };
                 let Some(m) = state.maps.get_mut(&map) else { return };
-                m.trapped.add(range.clone());
-                m.tracked.add(range.clone());
-                self.stats.traps += 1;
-                if m.writable {
-                    // A store may have come between the last scan and the trap: nobody can know.
-                    state.pages.clear_valid(&range);
-                }
+                m.trapped.add(range);
             }
             (Effect::Untrap { map, range }, Reply::Done) => {
                 if let Some(m) = self.files.get_mut(&file).and_then(|s| s.maps.get_mut(&map)) {
@@ -147,9 +146,9 @@ impl<E: Clone> Engine<E> {
                 self.has_changed(op, file, after, error);
                 self.change_ended(file, action.0, Some(after));
             }
-            (Effect::MapIn { map, range, writable, trapped, tracked }, Reply::Done) => {
+            (Effect::MapIn { map, range, writable, trapped }, Reply::Done) => {
                 if let Some(state) = self.files.get_mut(&file) {
-                    state.maps.insert(map, Map { range, writable, trapped, tracked });
+                    state.maps.insert(map, Map { range, writable, trapped });
                 }
             }
             (Effect::MapOut { map }, Reply::Done) => {
@@ -188,6 +187,11 @@ impl<E: Clone> Engine<E> {
         state.spoiled.remove(range.clone());
         if !stale {
             state.pages.set_valid(range);
+        } else if let Some(op) = self.ops.get_mut(&op) {
+            // What was cut off meanwhile it has to fetch again, should the file grow back.
+            let cut = op.pin.and_then(|p| state.pins.get(&p)).and_then(|p| p.cut);
+            let end = state.pages.limit().min(cut.unwrap_or(u64::MAX) & !(PAGE_BYTES - 1));
+            op.fetched.add(clip(range, &(0..end)));
         }
         let bytes = range.end - range.start;
         if zero {
@@ -211,16 +215,24 @@ impl<E: Clone> Engine<E> {
         if let Some(op) = self.ops.get_mut(&op) {
             op.written_bytes += bytes;
             op.lost_bytes += lost;
+            if lost > 0 {
+                op.cut = Some(op.cut.unwrap_or(u64::MAX).min(range.start + bytes));
+            }
         }
     }
 
     fn has_changed(&mut self, op: OpKey, file: FileKey, after: Observed, error: Option<E>) {
         let Some(o) = self.ops.get_mut(&op) else { return };
         let (range, request) = (page_span(&o.range), o.request.clone());
+        let failed = error.is_some();
         if let Some(error) = error {
             o.refusal.get_or_insert(Refusal::Failed(error));
         }
         // Only one change of the size is under way at a time.
+        if let (Request::Resize { bytes, .. }, false) = (&request, failed) {
+            // Beside it, another change may have made the file longer again before it was looked at.
+            self.resized(file, *bytes);
+        }
         if matches!(request, Request::Resize { .. } | Request::Change { resizes: true, .. }) {
             self.resized(file, after.bytes);
         }
@@ -244,21 +256,14 @@ impl<E: Clone> Engine<E> {
         stored: Option<Vec<Range<u64>>>,
     ) {
         let Some(state) = self.files.get_mut(&file) else { return };
-        let Some(m) = state.maps.get_mut(&map) else { return };
-        let exact = stored.is_some();
+        let Some(m) = state.maps.get(&map) else { return };
         let runs = stored.unwrap_or_else(|| vec![range.clone()]);
         for run in runs.iter().map(|r| clip(r, range)) {
             // Trapped pages cannot have been stored to; the device may hold their newest bytes.
             for open in m.trapped.gaps(run) {
                 self.stats.stored_bytes += state.pages.valid_bytes(&open);
                 state.pages.clear_valid(&open);
-                if exact && m.tracked.intersects(open) {
-                    state.trust.explain();
-                }
             }
-        }
-        if exact {
-            m.tracked.add(range.clone());
         }
     }
 
@@ -267,6 +272,16 @@ impl<E: Clone> Engine<E> {
         let serial = self.clock();
         let Some(state) = self.files.get_mut(&file) else { return };
         let old = state.pages.bytes();
+        // What a release was about to write back, and cannot any more, its caller is told.
+        for op in self.ops.values_mut().filter(|o| o.file == file) {
+            op.fetched.remove(bytes & !(PAGE_BYTES - 1)..u64::MAX);
+            if !matches!(op.request, Request::Release { .. }) || op.pin.is_none() {
+                continue;
+            }
+            let beyond = clip(&op.range, &(bytes..u64::MAX));
+            let lost = state.pages.dirty_runs(&beyond);
+            op.lost_bytes += lost.iter().map(|r| r.end - r.start).sum::<u64>();
+        }
         self.stats.forgotten_bytes += state.pages.resize(bytes);
         state.spoiled.remove(state.pages.limit()..u64::MAX);
         if bytes >= old {

@@ -85,7 +85,7 @@ impl<E: Clone> Engine<E> {
     /// Makes a file known, as observed now.
     pub fn add_file(&mut self, observed: Observed) -> FileKey {
         let key = FileKey(self.fresh() as u32);
-        let mut file = FileState::new(self.config.frame_bytes, observed.stamp);
+        let mut file = FileState::new(self.config.frame_bytes, observed.epoch);
         file.pages.resize(observed.bytes);
         self.files.insert(key, file);
         key
@@ -118,7 +118,6 @@ impl<E: Clone> Engine<E> {
         };
         let key = OpKey(self.fresh());
         let mut op = Op::new(request, file, range, owner, patient);
-        op.since = key.0;
         self.greet(key, &mut op);
         self.ops.insert(key, op);
         key
@@ -185,12 +184,7 @@ impl<E: Clone> Engine<E> {
         loop {
             let before = op.waiting;
             op.waiting = None;
-            let phase = op.phase;
-            let turn = self.advance(key, &mut op);
-            if op.phase != phase || matches!(turn, Turn::Blocked(_)) {
-                op.since = self.clock() + 1;
-            }
-            match turn {
+            match self.advance(key, &mut op) {
                 Turn::Act { action, file, effect, locks } => {
                     let flight = self.take_off(key, &mut op, effect, file, locks);
                     self.ops.insert(key, op);
@@ -219,7 +213,6 @@ impl<E: Clone> Engine<E> {
                 Turn::Clear if op.phase != Phase::End => {
                     // A failed untrap leaves the page away: better slow than wrong.
                     op.goto(next_phase(&op));
-                    op.since = self.clock() + 1;
                 }
                 Turn::Clear => {
                     self.changed = true;
@@ -247,7 +240,7 @@ impl<E: Clone> Engine<E> {
                     op.refusal.get_or_insert(refusal);
                     self.changed = true;
                 }
-                Turn::Blocked(_) | Turn::Clear | Turn::Again => op.since = self.clock() + 1,
+                Turn::Blocked(_) | Turn::Clear | Turn::Again => {}
             }
         }
         self.ops.insert(key, op);
@@ -305,9 +298,6 @@ impl<E: Clone> Engine<E> {
     ) -> ActionKey {
         let key = ActionKey(self.fresh());
         op.inflight += 1;
-        if !matches!(effect, Effect::Observe) {
-            op.since = key.0;
-        }
         for (file, range) in &locks {
             if let Some(state) = self.files.get_mut(file) {
                 debug_assert!(!state.busy.intersects(range.clone()), "page lock taken twice");
@@ -552,7 +542,7 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
                 Scan
             }
         }
-        (Request::Pin { .. }, Trap) => Scan,
+        (Request::Pin { .. }, Trap) => Fill,
         (Request::Pin { .. }, Scan) => Fill,
         (Request::Release { keep, .. }, TakeDirty) => {
             if *keep {
@@ -565,7 +555,6 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
         (Request::Touch { .. } | Request::Change { .. }, Admit) => Clean,
         (Request::Change { .. }, Clean) => Perform,
         (Request::Resize { .. }, Perform) => Tidy,
-        (Request::MapOut { .. }, Observe) => Scan,
         (Request::MapOut { .. }, Scan) => Perform,
         (Request::MapIn { .. } | Request::MapOut { .. } | Request::Expel { .. }, Perform) => End,
         (_, Clean | Perform | Tidy) => Settle,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::pages::{Pages, clip, page_span};
 use crate::range::{RangeMap, RangeSet};
 use crate::trust::Trust;
-use crate::{ActionKey, MapKey, Mode, OpKey, Owner, PinKey, Stamp};
+use crate::{ActionKey, MapKey, Mode, OpKey, Owner, PinKey};
 
 /// A range held on the device. It holds from the moment it is admitted, before it is filled.
 #[derive(Clone, Debug)]
@@ -38,9 +38,6 @@ pub(crate) struct Map {
     pub(crate) writable: bool,
     /// Pages whose CPU accesses wait.
     pub(crate) trapped: RangeSet,
-    /// Pages that were scanned or trapped before: of them a scan reports stores, or that they came
-    /// home since. Others it reports because it cannot know better.
-    pub(crate) tracked: RangeSet,
 }
 
 /// A change through a system call, from its admission to its end.
@@ -81,10 +78,10 @@ pub(crate) struct FileState {
 }
 
 impl FileState {
-    pub(crate) fn new(frame_bytes: u64, stamp: Stamp) -> FileState {
+    pub(crate) fn new(frame_bytes: u64, epoch: u64) -> FileState {
         FileState {
             pages: Pages::new(frame_bytes),
-            trust: Trust::new(stamp),
+            trust: Trust::new(epoch),
             pins: BTreeMap::new(),
             maps: BTreeMap::new(),
             claims: BTreeMap::new(),

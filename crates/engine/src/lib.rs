@@ -28,16 +28,15 @@
 //! # The way of a request
 //!
 //! ```text
-//! Pin      Observe → Tidy → Admit → Trap (write) → Scan → Fill → End
+//! Pin      Observe → Tidy → Admit → Trap (write) or Scan (read) → Fill → End
 //! Release  TakeDirty → [Clean] → Settle → Free → End
 //! Change   Admit → Clean → Perform → Settle → Free → End
 //! Resize   Perform → Tidy → Settle → Free → End
 //! Flush    Clean → Settle → End          Touch   Admit → Clean → Settle → End
 //! Evict    Clean → Settle → Free → End   Query   TakeDirty → End
-//! MapIn    Perform → End                 MapOut  Observe → Scan → Perform → End
+//! MapIn    Perform → End                 MapOut  Scan → Perform → End
 //! Expel    Perform → End
 //! ```
-//! Whoever is about to change the file looks at it first (`trust.rs` says why).
 //! A request that is refused on its way goes through `Settle → Free` first: nothing of it remains.
 //!
 //! # Invariants
@@ -72,5 +71,5 @@ pub use engine::{Config, Engine};
 pub use stats::Stats;
 pub use types::{
     Action, ActionKey, Class, FileKey, FrameId, MapKey, Mode, Observed, OpKey, Outcome, Owner,
-    PAGE_BYTES, PageState, PinKey, Placement, Refusal, Reply, Request, Stamp, Step, WaitFor,
+    PAGE_BYTES, PageState, PinKey, Placement, Refusal, Reply, Request, Step, WaitFor,
 };

@@ -9,7 +9,7 @@ use crate::{FileKey, MapKey, Mode, Owner, PinKey, Refusal, Request, WaitFor};
 /// `Observe`, which a pin whose file turned out shorter visits again).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Learn the file's size and stamp.
+    /// Look at the file.
     Observe,
     /// After a shrink: lift traps and free frames beyond the end.
     Tidy,
@@ -59,11 +59,8 @@ pub(crate) struct Op<E> {
     pub(crate) queue: Vec<(Option<MapKey>, Range<u64>)>,
     /// The phase has filled its queue.
     pub(crate) queued: bool,
-    /// The suspicion that its scan is to settle.
-    pub(crate) suspicion: Option<u64>,
-    /// From when on an observation is fresh enough for it: it has done nothing else since, nor
-    /// waited.
-    pub(crate) since: u64,
+    /// Pages that it has fetched itself: new enough for it, whatever others have learnt meanwhile.
+    pub(crate) fetched: RangeSet,
     /// A fetch met an early end of file.
     pub(crate) short: bool,
     /// `Untrap` ran out of mappings once: the range was widened to the whole trapped run.
@@ -92,7 +89,7 @@ impl<E> Op<E> {
                 Phase::Perform
             }
             Request::Flush { .. } | Request::Evict { .. } | Request::Close { .. } => Phase::Clean,
-            Request::MapOut { .. } => Phase::Observe,
+            Request::MapOut { .. } => Phase::Scan,
             Request::Query { .. } => Phase::TakeDirty,
         };
         Op {
@@ -110,8 +107,7 @@ impl<E> Op<E> {
             cursor: 0,
             queue: Vec::new(),
             queued: false,
-            suspicion: None,
-            since: 0,
+            fetched: RangeSet::new(),
             short: false,
             widened: false,
             stay_trapped: false,
@@ -152,7 +148,7 @@ pub(crate) enum Effect {
     Hide { serial: u64 },
     Expel,
     Change,
-    MapIn { map: MapKey, range: Range<u64>, writable: bool, trapped: RangeSet, tracked: RangeSet },
+    MapIn { map: MapKey, range: Range<u64>, writable: bool, trapped: RangeSet },
     MapOut { map: MapKey },
 }
 

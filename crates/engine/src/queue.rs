@@ -90,10 +90,12 @@ impl Queues {
         heat: impl Fn(FileKey, u64) -> u64,
     ) -> Victim {
         let (mut dirty, mut busy) = (None, false);
-        // Twice round: the first may only age what was used, the second then finds it cold.
-        for _ in 0..2 * (self.small.len() + self.main.len()) {
-            let from_small = !self.small.is_empty()
-                && (self.small.len() > self.budget / 10 || self.main.is_empty());
+        // Twice round: the first may only age what was used, the second then finds it cold. And twice
+        // more, now for the protected tenth of the small queue as well.
+        let all = self.small.len() + self.main.len();
+        for turn in 0..4 * all {
+            let protected = self.small.len() <= self.budget / 10 && turn < 2 * all;
+            let from_small = !self.small.is_empty() && (!protected || self.main.is_empty());
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let Some(mut entry) = queue.pop_front() else { break };
             let Entry { file, folio, born, .. } = entry;

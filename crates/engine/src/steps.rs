@@ -29,15 +29,13 @@ impl FileState {
 }
 
 impl<E: Clone> Engine<E> {
-    /// Writes back the next stretch of dirty bytes that no live write pin of another holds; looks at
-    /// the file first if nobody has `since`.
+    /// Writes back the next stretch of dirty bytes that no live write pin of another holds.
     pub(crate) fn clean(
         &self,
         file: FileKey,
         range: &Range<u64>,
         own: Option<PinKey>,
         skip_pinned: bool,
-        since: u64,
     ) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
         let mut rest = range.clone();
@@ -64,9 +62,6 @@ impl<E: Clone> Engine<E> {
             }
             let folio = state.pages.folio_of(run.start);
             let Some(frame) = state.pages.frame(folio) else { continue };
-            if let Some(turn) = self.look_first(file, since) {
-                return turn;
-            }
             return Turn::Act {
                 action: Action::WriteBack { file, frame, range: run.clone() },
                 file,
@@ -194,7 +189,16 @@ impl<E: Clone> Engine<E> {
         let Some(frame) = state.pages.frame(folio) else { return self.obtain(key, op, folio) };
         let mut rest = span;
         let mut blocked = None;
-        while let Some(run) = state.pages.first_invalid(folio, &rest) {
+        while let Some(mut run) = state.pages.first_invalid(folio, &rest) {
+            // What it has fetched itself is new enough for it.
+            match op.fetched.overlaps(run.clone()).next() {
+                Some((own, ())) if own.start <= run.start => {
+                    rest.start = own.end;
+                    continue;
+                }
+                Some((own, ())) => run.end = own.start,
+                None => {}
+            }
             let mut run = match state.unlocked(&run) {
                 Ok(open) => open,
                 Err(locked) => {
@@ -216,7 +220,7 @@ impl<E: Clone> Engine<E> {
                 // Newer bytes of a page that is otherwise unknown go home before it is fetched.
                 Some(dirty) if page_span(&dirty).start == run.start => {
                     let page = clip(&run, &page_span(&dirty));
-                    return self.clean(op.file, &page, op.pin, false, op.since);
+                    return self.clean(op.file, &page, op.pin, false);
                 }
                 Some(dirty) => return self.fetch(op, frame, run.start..page_span(&dirty).start),
                 None => return self.fetch(op, frame, run),
@@ -303,7 +307,7 @@ impl<E: Clone> Engine<E> {
             Victim::Dirty(from, old) => {
                 let Some(victim) = self.files.get(&from) else { return Turn::Blocked(WaitFor::Io) };
                 let old_span = victim.pages.folio_span(old);
-                let turn = match self.clean(from, &old_span, None, true, op.since) {
+                let turn = match self.clean(from, &old_span, None, true) {
                     Turn::Clear => self.settle(from, &old_span),
                     turn => turn,
                 };

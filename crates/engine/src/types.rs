@@ -33,23 +33,14 @@ pub struct ActionKey(pub u64);
 /// assumed to get on whatever others wait for.
 pub type Owner = Option<u32>;
 
-/// When the file's content (mtime) and inode (ctime) last changed, as `statx` tells:
-/// seconds and nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Stamp {
-    /// Content change.
-    pub mtime: (i64, u32),
-    /// Inode change; cannot be set back.
-    pub ctime: (i64, u32),
-}
-
-/// What one `statx` told.
+/// What one look at a file told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Observed {
     /// The file's size.
     pub bytes: u64,
-    /// Its times.
-    pub stamp: Stamp,
+    /// Rises when somebody else may have changed the file since the last look, whatever they changed;
+    /// a change of our own does not raise it.
+    pub epoch: u64,
 }
 
 /// What the device may do under a pin.
@@ -149,8 +140,6 @@ pub enum Request {
         range: Range<u64>,
         /// Stores are possible.
         writable: bool,
-        /// Pages whose stores are tracked from the start.
-        tracked: Vec<Range<u64>>,
     },
     /// The end of a CPU mapping.
     MapOut {
@@ -255,7 +244,7 @@ pub enum Refusal<E> {
 /// completion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// `statx`. Reply: [`Reply::Observed`].
+    /// Look at the file. Reply: [`Reply::Observed`].
     Observe {
         /// Which file.
         file: FileKey,
@@ -270,7 +259,8 @@ pub enum Action {
         /// Which pages.
         range: Range<u64>,
     },
-    /// Make CPU accesses of pages of one mapping wait. Reply: [`Reply::Done`].
+    /// Make CPU accesses of pages of one mapping wait. Reply: [`Reply::Stored`], as for `ScanStores`,
+    /// of all stores that came before the accesses began to wait.
     Trap {
         /// Which file.
         file: FileKey,
@@ -325,7 +315,7 @@ pub enum Action {
         /// Zero them instead of reading: they are about to be overwritten.
         zero: bool,
     },
-    /// Copy bytes from the frame into the file, never beyond its end; then `statx`. Reply:
+    /// Copy bytes from the frame into the file, never beyond its end; then look at it. Reply:
     /// [`Reply::WroteBack`].
     WriteBack {
         /// Which file.
@@ -350,7 +340,7 @@ pub enum Action {
         /// Which pages: each range inside one folio.
         ranges: Vec<Range<u64>>,
     },
-    /// The system call that a `Change` or `Resize` is about; then `statx`. Reply:
+    /// The system call that a `Change` or `Resize` is about; then look at the file. Reply:
     /// [`Reply::Changed`].
     Change {
         /// Which file.
@@ -391,7 +381,7 @@ pub enum Action {
 pub enum Reply<E> {
     /// As asked.
     Done,
-    /// The file's size and stamp.
+    /// What the look told.
     Observed(Observed),
     /// Pages stored to (page-aligned file ranges); `None`: cannot tell, take all.
     Stored(Option<Vec<Range<u64>>>),

@@ -10,7 +10,7 @@ const FRAME: u64 = 16 * P;
 /// An engine and whoever performs its actions: they succeed, and are written down.
 struct Bench {
     engine: Engine<u32>,
-    /// What a `statx` would tell now.
+    /// What a look would tell now.
     now: Observed,
     /// What the device is found to have stored to.
     dirty: Vec<Range<u64>>,
@@ -20,8 +20,8 @@ struct Bench {
     done: Vec<Action>,
 }
 
-fn at(bytes: u64, time: u32) -> Observed {
-    Observed { bytes, stamp: Stamp { mtime: (0, time), ctime: (0, time) } }
+fn at(bytes: u64, epoch: u64) -> Observed {
+    Observed { bytes, epoch }
 }
 
 fn pin(file: FileKey, range: Range<u64>, mode: Mode) -> Request {
@@ -52,7 +52,9 @@ impl Bench {
             }
             Action::Fetch { .. } => Reply::Fetched { short: false },
             Action::TakeDirty { .. } => Reply::Dirty(Some(self.dirty.clone())),
-            Action::ScanStores { .. } => Reply::Stored(Some(self.stored.clone())),
+            Action::ScanStores { .. } | Action::Trap { .. } => {
+                Reply::Stored(Some(self.stored.clone()))
+            }
             Action::WriteBack { range, .. } => {
                 Reply::WroteBack { bytes: range.end - range.start, after: self.now }
             }
@@ -130,12 +132,16 @@ impl Bench {
     }
 
     fn map(&mut self, file: FileKey, pages: Range<u64>) {
-        self.map_tracked(file, pages, Vec::new());
+        let range = pages.start * P..pages.end * P;
+        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true });
     }
 
-    fn map_tracked(&mut self, file: FileKey, pages: Range<u64>, tracked: Vec<Range<u64>>) {
-        let range = pages.start * P..pages.end * P;
-        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true, tracked });
+    /// Pins, stores and keeps away.
+    fn away(&mut self, who: u32, file: FileKey, range: Range<u64>) {
+        let held = self.granted(who, pin(file, range.clone(), Mode::Write));
+        self.dirty = one(range);
+        self.done(who, Request::Release { pin: held, keep: true });
+        self.dirty.clear();
     }
 }
 
@@ -164,7 +170,7 @@ fn of_two_observations_that_disagree_the_later_is_made_again() {
     let second = b.submit(2, pin(file, 0..P, Mode::Read));
     let two = b.until(second, is_look);
     let old = b.now;
-    b.now = at(8 * P, 2);
+    b.now = at(9 * P, 2);
     b.engine.complete(one, Reply::Observed(b.now));
     // Made before the change, heard of after it: it must not turn the clock back.
     b.engine.complete(two, Reply::Observed(old));
@@ -190,151 +196,161 @@ fn a_fetch_under_way_when_a_foreign_change_shows_is_not_believed() {
 }
 
 #[test]
-fn suspicion_is_settled_before_the_grant_though_the_file_is_busy() {
+fn only_pages_stored_to_through_a_mapping_move() {
     let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..1);
-    assert!(b.fetches(1, file, 20 * P..21 * P));
-    let busy = b.submit(3, pin(file, 40 * P..41 * P, Mode::Read));
-    b.until_fetch(busy);
-    b.now = at(64 * P, 2);
-    assert!(b.fetches(2, file, 20 * P..21 * P));
-}
-
-#[test]
-fn suspicion_is_settled_before_a_write_pin_is_granted() {
-    let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..1);
-    assert!(b.fetches(1, file, 20 * P..21 * P));
-    b.now = at(64 * P, 2);
+    b.map(file, 0..64);
+    assert!(b.fetches(1, file, 0..8 * P));
+    b.stored = one(P..2 * P);
+    assert!(b.fetches(1, file, P..2 * P));
+    b.stored = vec![];
+    assert!(!b.fetches(1, file, 0..8 * P));
+    // A write pin asks as it traps.
+    b.stored = one(3 * P..4 * P);
     b.done.clear();
-    b.granted(2, pin(file, 20 * P..20 * P + 8, Mode::Write));
-    assert!(b.done.iter().any(|a| matches!(a, Action::Fetch { .. })));
+    b.granted(1, pin(file, 0..8 * P, Mode::Write));
+    let fetched: Vec<_> =
+        b.done.iter().filter(|a| matches!(a, Action::Fetch { .. })).cloned().collect();
+    assert!(matches!(&fetched[..], [Action::Fetch { range, .. }] if *range == (3 * P..4 * P)));
+    assert!(!b.done.iter().any(|a| matches!(a, Action::ScanStores { .. })));
 }
 
 #[test]
-fn a_suspicion_raised_during_a_scan_is_settled_by_another() {
-    let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..16);
-    assert!(b.fetches(1, file, 0..16 * P));
-    let early = b.submit(1, pin(file, 0..P, Mode::Read));
-    let scanning = b.until(early, |a| matches!(a, Action::ScanStores { .. }));
-    // After that scan looked, a page is stored to, which another pin notices by the stamp.
-    b.now = at(64 * P, 2);
-    let late = b.submit(2, pin(file, 0..P, Mode::Read));
-    assert_eq!(b.run(late), None, "the page is being asked about");
-    b.stored = one(8 * P..9 * P);
-    b.engine.complete(scanning, Reply::Stored(Some(Vec::new())));
-    assert!(b.run(early).unwrap().is_ok());
-    b.stored = vec![];
-    assert!(b.run(late).unwrap().is_ok());
-    assert_eq!(b.engine.stats().distrusts, 0, "the store explains the stamp");
-}
-
-#[test]
-fn pages_never_asked_about_explain_nothing() {
-    let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..64);
-    b.stored = one(0..P);
-    assert!(b.fetches(1, file, 0..P));
-    b.stored = vec![];
-    b.now = at(64 * P, 2);
-    // A scan says of pages that were never tracked that they were stored to.
-    b.stored = one(40 * P..41 * P);
-    assert!(b.fetches(1, file, 40 * P..41 * P));
-    b.stored = vec![];
-    assert!(b.fetches(1, file, 0..P), "somebody else changed the file");
-}
-
-#[test]
-fn a_tracked_store_explains_the_stamp_and_only_its_page_moves() {
+fn stores_found_at_a_mappings_end_move_their_pages() {
     let (mut b, file) = Bench::new(8, 64);
     b.map(file, 0..64);
     assert!(b.fetches(1, file, 0..8 * P));
-    b.now = at(64 * P, 2);
-    b.stored = one(P..2 * P);
-    assert!(b.fetches(1, file, P..2 * P));
-    b.stored = vec![];
-    assert!(!b.fetches(1, file, 0..8 * P));
-}
-
-#[test]
-fn a_mapping_made_over_copies_is_tracked_from_the_start() {
-    let (mut b, file) = Bench::new(8, 64);
-    assert!(b.fetches(1, file, 0..8 * P));
-    b.map_tracked(file, 0..64, one(0..16 * P));
-    b.now = at(64 * P, 2);
-    b.stored = one(P..2 * P);
-    assert!(b.fetches(1, file, P..2 * P));
-    b.stored = vec![];
-    assert!(!b.fetches(1, file, 0..8 * P));
-}
-
-#[test]
-fn pages_that_came_home_to_a_mapping_explain_the_stamp() {
-    let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..8);
-    assert!(b.fetches(1, file, 32 * P..33 * P));
-    let held = b.granted(1, pin(file, 0..P, Mode::Write));
-    b.done(1, Request::Release { pin: held, keep: false });
-    b.now = at(64 * P, 2);
-    b.stored = one(0..P);
-    assert!(b.fetches(1, file, 0..P));
-    b.stored = vec![];
-    assert!(!b.fetches(1, file, 32 * P..33 * P));
-}
-
-#[test]
-fn stores_found_at_a_mappings_end_explain_the_stamp() {
-    let (mut b, file) = Bench::new(8, 64);
-    b.map(file, 0..64);
-    assert!(b.fetches(1, file, 0..8 * P));
-    b.now = at(64 * P, 2);
     b.stored = one(P..2 * P);
     b.done(1, Request::MapOut { file, map: MapKey(1) });
+    b.stored = vec![];
     assert!(!b.fetches(1, file, 0..P), "nobody stored here");
     assert!(b.fetches(1, file, P..2 * P));
 }
 
 #[test]
-fn an_earlier_foreign_change_is_not_hidden_by_our_own() {
-    for mapped in [false, true] {
-        let (mut b, file) = Bench::new(8, 64);
-        if mapped {
-            b.map(file, 32..33);
+fn a_page_being_fetched_at_a_mappings_end_is_asked_about() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    let slow = b.submit(1, pin(file, 20 * P..21 * P, Mode::Read));
+    let fetching = b.until_fetch(slow);
+    b.stored = one(20 * P..21 * P);
+    let end = b.submit(3, Request::MapOut { file, map: MapKey(1) });
+    assert_eq!(b.run(end), None);
+    b.engine.complete(fetching, Reply::Fetched { short: false });
+    assert!(b.run(end).unwrap().is_ok());
+    b.done.clear();
+    let Some(Ok(Outcome::Pinned(held))) = b.run(slow) else { panic!("not granted") };
+    let again = b.done.iter().any(|a| matches!(a, Action::Fetch { .. }));
+    b.done(1, Request::Release { pin: held, keep: false });
+    let later = b.fetches(1, file, 20 * P..21 * P);
+    assert!(again || later, "it was stored to after it was read");
+}
+
+#[test]
+fn what_an_own_change_hears_of_others_counts() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 0..P));
+    let (op, key) = b.write_under_way(2, file, 40);
+    b.engine.complete(key, Reply::Changed { after: at(64 * P, 2), error: None });
+    assert!(b.run(op).unwrap().is_ok());
+    b.now = at(64 * P, 2);
+    assert!(b.fetches(1, file, 0..P));
+}
+
+#[test]
+fn a_foreign_change_shows_while_our_own_are_under_way() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    let (one, first) = b.write_under_way(2, file, 0);
+    let (two, second) = b.write_under_way(3, file, 4);
+    b.now = at(64 * P, 2);
+    assert!(b.fetches(1, file, 20 * P..21 * P));
+    b.engine.complete(second, Reply::Changed { after: at(64 * P, 2), error: None });
+    b.engine.complete(first, Reply::Changed { after: at(64 * P, 1), error: None });
+    assert!(b.run(one).unwrap().is_ok());
+    assert!(b.run(two).unwrap().is_ok());
+    assert!(!b.fetches(1, file, 20 * P..21 * P));
+    assert_eq!(b.engine.stats().distrusts, 1, "our own changes are nobody else's");
+}
+
+/// Where nothing can be proven, every look drops the copies: what a pin has fetched for itself is
+/// new enough for it all the same.
+#[test]
+fn a_pin_is_filled_though_others_look_all_the_time() {
+    let (mut b, file) = Bench::new(8, 64);
+    let slow = b.submit(1, pin(file, 0..64 * P, Mode::Read));
+    for epoch in 2.. {
+        let fetching = match b.engine.poll(slow, 0) {
+            Step::Done(result) => {
+                result.unwrap();
+                break;
+            }
+            Step::Do(key, action @ Action::Fetch { .. }) => Ok((key, action)),
+            Step::Do(key, action) => Err((key, action)),
+            Step::Wait(wait) => panic!("waits for {wait:?}"),
+        };
+        b.now = at(64 * P, epoch);
+        let (Ok((key, action)) | Err((key, action))) = fetching;
+        let looker = b.submit(2, pin(file, 63 * P..64 * P, Mode::Read));
+        b.run(looker);
+        let reply = b.reply(&action);
+        b.engine.complete(key, reply);
+        if let Some(Ok(Outcome::Pinned(held))) = b.run(looker) {
+            b.done(2, Request::Release { pin: held, keep: false });
         }
-        assert!(b.fetches(1, file, 0..P));
-        b.now = at(64 * P, 2);
-        let (op, key) = b.write_under_way(2, file, 40);
-        b.now = at(64 * P, 3);
-        b.engine.complete(key, Reply::Changed { after: b.now, error: None });
-        assert!(b.run(op).unwrap().is_ok());
-        assert!(b.fetches(1, file, 0..P), "mapped: {mapped}");
+        assert!(epoch < 100, "never filled");
     }
 }
 
 #[test]
-fn an_earlier_foreign_change_shows_while_our_own_is_under_way() {
+fn a_write_beside_a_truncation_does_not_bring_back_what_was_cut() {
     let (mut b, file) = Bench::new(8, 64);
-    assert!(b.fetches(1, file, 20 * P..21 * P));
-    b.now = at(64 * P, 2);
-    b.write_under_way(2, file, 0);
-    assert!(b.fetches(1, file, 20 * P..21 * P));
+    assert!(b.fetches(1, file, 0..P));
+    b.away(1, file, 2 * P..3 * P);
+    let cut = b.submit(2, Request::Resize { file, bytes: 0 });
+    let cutting = b.until(cut, |a| matches!(a, Action::Change { .. }));
+    let range = 40 * P..41 * P;
+    let write = b.submit(3, Request::Change { file, range, resizes: false });
+    let writing = b.until(write, |a| matches!(a, Action::Change { .. }));
+    // The write came after the truncation and before anybody looked.
+    b.now = at(41 * P, 1);
+    b.engine.complete(cutting, Reply::Changed { after: b.now, error: None });
+    b.engine.complete(writing, Reply::Changed { after: b.now, error: None });
+    assert!(b.run(cut).unwrap().is_ok());
+    assert!(b.run(write).unwrap().is_ok());
+    assert!(!b.engine.is_away(file, &(0..64 * P)));
+    assert!(b.fetches(1, file, 0..P));
 }
 
 #[test]
-fn an_earlier_foreign_change_shows_after_two_of_ours_that_overlapped() {
-    let (mut b, file) = Bench::new(8, 64);
-    assert!(b.fetches(1, file, 20 * P..21 * P));
-    b.now = at(64 * P, 2);
-    let (one, first) = b.write_under_way(2, file, 0);
-    let (two, second) = b.write_under_way(3, file, 4);
-    b.engine.complete(second, Reply::Changed { after: at(64 * P, 4), error: None });
-    b.engine.complete(first, Reply::Changed { after: at(64 * P, 3), error: None });
-    b.now = at(64 * P, 4);
-    assert!(b.run(one).unwrap().is_ok());
-    assert!(b.run(two).unwrap().is_ok());
-    assert!(b.fetches(1, file, 20 * P..21 * P));
-    assert_eq!(b.engine.stats().distrusts, 1, "our own changes are accounted for");
+fn a_release_tells_of_bytes_that_a_foreign_truncation_took() {
+    for keep_looking in [false, true] {
+        let (mut b, file) = Bench::new(8, 64);
+        let held = b.granted(1, pin(file, 0..8 * P, Mode::Write));
+        b.dirty = one(0..8 * P);
+        let op = b.submit(1, Request::Release { pin: held, keep: false });
+        let writing = b.until(op, |a| matches!(a, Action::WriteBack { .. }));
+        b.now = at(P, 2);
+        if keep_looking {
+            // Another request notices before the write-back is done.
+            let looker = b.engine.submit(pin(file, 0..1, Mode::Read), Some(2), false);
+            assert!(b.run(looker).is_some());
+        }
+        b.engine.complete(writing, Reply::WroteBack { bytes: P, after: b.now });
+        let Some(Ok(Outcome::Released { written_bytes, lost_bytes, .. })) = b.run(op) else {
+            panic!("the release failed")
+        };
+        assert_eq!((written_bytes, lost_bytes), (P, 7 * P), "noticed before: {keep_looking}");
+    }
+}
+
+#[test]
+fn the_last_of_the_small_queue_is_evicted_when_all_else_is_pinned() {
+    let (mut b, file) = Bench::new(10, 16 * 32);
+    for n in 0..9 {
+        b.granted(1, pin(file, n * FRAME..n * FRAME + P, Mode::Read));
+    }
+    assert!(b.fetches(2, file, 9 * FRAME..9 * FRAME + P));
+    b.granted(2, pin(file, 10 * FRAME..10 * FRAME + P, Mode::Read));
 }
 
 #[test]
@@ -404,7 +420,7 @@ fn a_pin_filled_while_the_file_shrank_and_grew_back_is_not_cut() {
     let slow = b.submit(1, pin(file, 0..32 * P, Mode::Write));
     let fetching = b.until_fetch(slow);
     for pages in [16, 32] {
-        b.now = at(pages * P, pages as u32);
+        b.now = at(pages * P, pages);
         let who = b.engine.submit(pin(file, 0..1, Mode::Read), Some(2), false);
         assert_eq!(b.run(who), Some(Err(Refusal::WouldBlock)));
     }

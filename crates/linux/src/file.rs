@@ -11,6 +11,7 @@
 //! the lease to break.
 
 mod bytes;
+mod evidence;
 mod open;
 mod shape;
 mod stamp;
@@ -23,6 +24,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use bytes::WriteError;
+pub use evidence::Place;
 pub use open::{FileKind, OpenError};
 pub use stamp::{FileId, FileStamp};
 

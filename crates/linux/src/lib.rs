@@ -43,7 +43,7 @@ mod tid;
 mod uffd;
 mod watch;
 
-pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, WriteError};
+pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError};
 pub use lease::LeaseBreaks;
 pub use map::{AccessError, Advice, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;

@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::sync::OnceLock;
+
+use rustix::fs::{AtFlags, MemfdFlags, StatxFlags};
 
 /// `vm.max_map_count`: how many mappings (VMAs) a process may have. Linux gives 65,530 unless told
 /// otherwise.
@@ -44,6 +47,28 @@ pub(crate) fn out_of_vmas() -> Option<u64> {
 #[must_use]
 pub fn max_file_bytes() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX)
+}
+
+/// Every change right after a look gives a file another time: the kernel has multigrain timestamps
+/// (6.13), which it was given for ext4, xfs, btrfs and tmpfs at once. Found by trying, once.
+#[must_use]
+pub fn times_are_fine() -> bool {
+    static FINE: OnceLock<bool> = OnceLock::new();
+    *FINE.get_or_init(|| {
+        const TRIES: u64 = 64;
+        let Ok(file) = rustix::fs::memfd_create("pageferry-times", MemfdFlags::CLOEXEC) else {
+            return false;
+        };
+        let time = || {
+            let seen =
+                rustix::fs::statx(&file, c"", AtFlags::EMPTY_PATH, StatxFlags::CTIME).ok()?;
+            Some((seen.stx_ctime.tv_sec, seen.stx_ctime.tv_nsec))
+        };
+        (0..TRIES).all(|n| {
+            let before = time();
+            rustix::fs::ftruncate(&file, n + 1).is_ok() && before.is_some() && before != time()
+        })
+    })
 }
 
 /// The one number that is the whole content of a file of `/proc` or `/sys`.

@@ -24,11 +24,11 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    pub(crate) fn new(key: FileKey, name: String, io: HostFile, region_bytes: u64) -> Backing {
+    pub(crate) fn new(key: FileKey, name: String, io: Arc<HostFile>, region_bytes: u64) -> Backing {
         Backing {
             key,
             name,
-            io: RwLock::new(Arc::new(io)),
+            io: RwLock::new(io),
             regions: Mutex::new(BTreeMap::new()),
             region_bytes,
             handles: Mutex::new(0),
@@ -39,12 +39,14 @@ impl Backing {
         self.io.read().clone()
     }
 
-    /// A writable description takes over from a read-only one.
-    pub(crate) fn upgrade(&self, io: HostFile) {
+    /// A writable description takes over from a read-only one, and is given back then.
+    pub(crate) fn upgrade(&self, io: HostFile) -> Option<Arc<HostFile>> {
         let mut current = self.io.write();
-        if io.is_writable() && !current.is_writable() {
-            *current = Arc::new(io);
+        if !io.is_writable() || current.is_writable() {
+            return None;
         }
+        *current = Arc::new(io);
+        Some(Arc::clone(&current))
     }
 
     /// The device address of a byte, reserving its region if need be.

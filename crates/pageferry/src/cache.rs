@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use crate::sync::Mutex;
 use pageferry_device::Device;
 use pageferry_engine::{FileKey, Outcome, Request};
-use pageferry_linux::{FileId, HostFile, OpenError};
+use pageferry_linux::{FileId, HostFile, OpenError, Place};
 
 use crate::backing::Backing;
+use crate::guard::Guards;
 use crate::shared::Shared;
 use crate::{CacheConfig, Error, File, Result, Stats, Wait, flusher};
 
@@ -70,9 +71,7 @@ impl Cache {
     /// # Errors
     /// [`Error::NotRegularFile`], [`Error::Os`] (with its `errno`).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
-        let path = path.as_ref();
-        let name = path.display().to_string();
-        self.adopt(HostFile::open(path, true).map_err(|e| open_error(&name, e))?, name)
+        self.open_path(path.as_ref(), true)
     }
 
     /// Opens a file for reading.
@@ -80,49 +79,73 @@ impl Cache {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_read_only(&self, path: impl AsRef<Path>) -> Result<File> {
-        let path = path.as_ref();
+        self.open_path(path.as_ref(), false)
+    }
+
+    fn open_path(&self, path: &Path, writable: bool) -> Result<File> {
+        self.inner.shared.not_forked()?;
         let name = path.display().to_string();
-        self.adopt(HostFile::open(path, false).map_err(|e| open_error(&name, e))?, name)
+        let place = Place::find(path).map_err(|e| open_error(&name, e))?;
+        let mut table = self.inner.table.lock();
+        // One description of a file is enough, and a second would count as somebody else's.
+        if let Some(backing) = self.inner.known(&table, place.identity())
+            && (backing.io().is_writable() || !writable)
+            && place.permits(writable)
+        {
+            return Ok(self.handle(backing, writable));
+        }
+        let io = HostFile::open(path, writable).map_err(|e| open_error(&name, e))?;
+        self.adopt(&mut table, io, name)
     }
 
     /// Takes the file behind an open descriptor, which the caller keeps: the cache opens the file
     /// anew, privately, with the descriptor's access mode (read-only or read-write).
     ///
+    /// The caller's descriptor counts as another user's: while a writable one is open, or any one of a
+    /// file that the cache may write, nothing can be proven ([`File::coherence`]).
+    ///
     /// # Errors
     /// As [`open`](Self::open), and [`Error::InvalidArgument`] for a write-only descriptor.
     pub fn open_fd(&self, fd: BorrowedFd<'_>) -> Result<File> {
         use std::os::fd::AsRawFd;
+        self.inner.shared.not_forked()?;
         let name = format!("file descriptor {}", fd.as_raw_fd());
-        self.adopt(HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?, name)
+        let io = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?;
+        let mut table = self.inner.table.lock();
+        self.adopt(&mut table, io, name)
     }
 
-    fn adopt(&self, io: HostFile, name: String) -> Result<File> {
+    fn adopt(
+        &self,
+        table: &mut HashMap<FileId, FileKey>,
+        io: HostFile,
+        name: String,
+    ) -> Result<File> {
         let shared = &self.inner.shared;
-        shared.not_forked()?;
         let (id, writable) = (io.identity(), io.is_writable());
-        let mut table = self.inner.table.lock();
-        let known = table.get(&id).and_then(|key| shared.files.read().get(key).cloned());
-        let backing = match known {
+        let backing = match self.inner.known(table, id) {
             Some(backing) => {
-                backing.upgrade(io);
+                if let Some(io) = backing.upgrade(io) {
+                    shared.guards.replace(backing.key, &io);
+                }
                 backing
             }
             None => {
-                let seen = io.observe().map_err(|e| os_error(&format!("statx of {name}"), &e))?;
-                let observed = pageferry_engine::Observed {
-                    bytes: seen.size,
-                    stamp: pageferry_engine::Stamp { mtime: seen.mtime, ctime: seen.ctime },
-                };
-                let key = shared.core.lock().engine.add_file(observed);
-                let region = shared.info.region_bytes;
-                let backing = Arc::new(Backing::new(key, name, io, region));
+                let io = Arc::new(io);
+                let key = shared.core.lock().engine.add_file(Guards::meet(&io)?);
+                shared.guards.open(key, &io)?;
+                let backing = Arc::new(Backing::new(key, name, io, shared.info.region_bytes));
                 shared.files.write().insert(key, Arc::clone(&backing));
                 table.insert(id, key);
                 backing
             }
         };
+        Ok(self.handle(backing, writable))
+    }
+
+    fn handle(&self, backing: Arc<Backing>, writable: bool) -> File {
         *backing.handles.lock() += 1;
-        Ok(File::new(Arc::clone(&self.inner), backing, writable))
+        File::new(Arc::clone(&self.inner), backing, writable)
     }
 
     /// Runs `kernel` once for each group `0..groups` on the device's processors and waits for all.
@@ -208,6 +231,10 @@ impl Cache {
 }
 
 impl Inner {
+    fn known(&self, table: &HashMap<FileId, FileKey>, id: FileId) -> Option<Arc<Backing>> {
+        table.get(&id).and_then(|key| self.shared.files.read().get(key).cloned())
+    }
+
     /// The last handle of a file is gone. What cannot be written back stays with the cache, which
     /// tries again by age and at its own end.
     pub(crate) fn close(&self, backing: &Arc<Backing>) -> Result<()> {
@@ -236,6 +263,7 @@ impl Shared {
 
     fn forget(&self, backing: &Backing) {
         self.files.write().remove(&backing.key);
+        self.guards.close(backing.key);
         backing.release_regions(&*self.device);
     }
 

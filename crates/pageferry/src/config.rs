@@ -18,6 +18,8 @@ pub struct CacheConfig {
     /// Threads that copy for one large request, the caller's included. Default: the machine's
     /// parallelism, at most 8.
     pub copy_threads: usize,
+    /// What a copy's trust rests on. Default [`Validation::Proof`].
+    pub validation: Validation,
 }
 
 impl Default for CacheConfig {
@@ -28,6 +30,7 @@ impl Default for CacheConfig {
             flush_age: Some(Duration::from_secs(5)),
             touch_bytes: 64 << 10,
             copy_threads: threads,
+            validation: Validation::Proof,
         }
     }
 }
@@ -60,6 +63,28 @@ impl CacheConfig {
         self.copy_threads = threads;
         self
     }
+
+    /// With another way to tell whether others have changed a file.
+    #[must_use]
+    pub fn validation(mut self, validation: Validation) -> Self {
+        self.validation = validation;
+        self
+    }
+}
+
+/// How a pin of a resident range learns whether others may have changed the file since it was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Validation {
+    /// A copy is used again only where it is proven that nobody can have changed the file since; where
+    /// that cannot be proven ([`File::coherence`](crate::File::coherence) says why), each pin copies
+    /// again.
+    Proof,
+    /// A copy is used again as long as the file's size and times are what they were. Finds completed
+    /// writes on kernels with fine-grained times (6.13); does not find every store through a mapping
+    /// of somebody else's, nor a change beside one of our own. For file systems and files where
+    /// nothing can be proven, if that is good enough.
+    Stamps,
 }
 
 /// What the device may do with a pinned range.

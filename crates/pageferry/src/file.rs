@@ -8,7 +8,7 @@ use pageferry_linux::HostFile;
 
 use crate::backing::Backing;
 use crate::cache::{Inner, os_error};
-use crate::{Error, Map, Pin, PinMode, Placement, Result, View, Wait};
+use crate::{Coherence, Error, Map, Pin, PinMode, Placement, Result, View, Wait};
 
 /// A file in a cache. Clones share it; the last one closes it.
 ///
@@ -68,7 +68,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] if `statx` fails.
     pub fn len(&self) -> Result<u64> {
-        Ok(self.handle.backing.observe()?.bytes)
+        self.handle.backing.bytes()
     }
 
     /// The file has no bytes.
@@ -370,6 +370,17 @@ impl File {
             Outcome::Moved { evicted_bytes, .. } => Ok(evicted_bytes),
             _ => Ok(0),
         }
+    }
+
+    /// What the trust in copies of this file rests on, now. One look, as a pin begins with.
+    ///
+    /// # Errors
+    /// [`Error::File`] if looking fails.
+    pub fn coherence(&self) -> Result<Coherence> {
+        let shared = &self.handle.cache.shared;
+        shared.not_forked()?;
+        shared.guards.look(self.key())?;
+        Ok(shared.guards.coherence(self.key()))
     }
 
     /// Where the pages of a range are, moving none: ascending, without gaps, up to the end of file.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pageferry_engine::{MapKey, Request};
-use pageferry_linux::{AccessError, FileMap, StoreTracker, StoredPages, Uffd};
+use pageferry_linux::{AccessError, FileMap, StoreTracker, StoredPages, Uffd, UffdError, limits};
 
 use crate::perform::map_error;
 use crate::shared::Shared;
@@ -48,8 +48,30 @@ impl Mapped {
         start..start + self.map.len() as u64
     }
 
-    pub(crate) fn trap(&self, range: &Range<u64>) -> Result<()> {
-        self.map.trap(&self.uffd, self.inside(range)).map_err(map_error)
+    /// Makes accesses of a range wait, and tells which pages were stored to before: `None` if nobody
+    /// can tell.
+    ///
+    /// A store between the question and the trap is not in the answer. Where the file system notes the
+    /// first store to each page that was asked about in the file's times, and these have not moved from
+    /// before the question to after the trap, there was none. (The fault of such a store takes the mark
+    /// off its page first, then moves the times, and only then makes the page writable: a store that the
+    /// question missed moves the times after it.)
+    pub(crate) fn trap(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
+        let trap = || self.map.trap(&self.uffd, self.inside(range)).map_err(map_error);
+        let io = self.map.file();
+        if !self.map.is_writable() {
+            trap()?;
+            return Ok(Some(Vec::new()));
+        }
+        if !(io.stores_move_times() && limits::times_are_fine()) {
+            trap()?;
+            return Ok(None);
+        }
+        let times = || io.observe().ok().map(|seen| (seen.mtime, seen.ctime));
+        let before = times();
+        let stored = self.scan_stores(range)?;
+        trap()?;
+        Ok(stored.filter(|_| before.is_some() && before == times()))
     }
 
     pub(crate) fn untrap(&self, range: &Range<u64>) -> Result<()> {
@@ -78,6 +100,24 @@ impl Mapped {
 }
 
 impl Shared {
+    /// One tracker for all mappings; `None` where the kernel has none.
+    fn store_tracker(&self) -> Result<Option<Arc<StoreTracker>>> {
+        let mut tracker = self.tracker.lock();
+        if let Some(tracker) = &*tracker {
+            return Ok(Some(Arc::clone(tracker)));
+        }
+        match StoreTracker::open() {
+            Ok(opened) => Ok(Some(Arc::clone(tracker.insert(Arc::new(opened))))),
+            // No descriptors are left: that passes, and is no reason to go without for ever.
+            Err(UffdError::Os { call, source })
+                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
+            {
+                Err(crate::cache::os_error(call, &source))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
     pub(crate) fn mapped(&self, map: MapKey) -> Result<Arc<Mapped>> {
         let gone = || Error::InvalidArgument("the mapping is gone".into());
         self.maps.read().get(&map).cloned().ok_or_else(gone)
@@ -119,7 +159,7 @@ impl Map {
             .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
         let uffd = shared.trap_events()?;
         let io = file.handle.backing.io();
-        let tracker = if writable { StoreTracker::open().ok().map(Arc::new) } else { None };
+        let tracker = if writable { shared.store_tracker()? } else { None };
         let map = match &tracker {
             Some(tracker) => FileMap::tracked(&io, start, len, writable, tracker),
             None => FileMap::new(&io, start, len, writable),
@@ -132,20 +172,16 @@ impl Map {
         let frame = shared.info.frame_bytes;
         let inside = start..start + map.len() as u64;
         let resident = shared.core.lock().engine.resident_folios(file_key, &inside);
-        let mut tracked = Vec::new();
         for folio in resident {
             let (from, to) = ((folio * frame).max(start), ((folio + 1) * frame).min(inside.end));
             let range = (from - start) as usize..(to - start) as usize;
-            if matches!(map.scan_stores(range).map_err(map_error)?, StoredPages::Known(_)) {
-                tracked.push(from..to);
-            }
+            map.scan_stores(range).map_err(map_error)?;
         }
         let whole = start..start + map.len() as u64;
         let mapped = Arc::new(Mapped { file: file_key, map, key: shared.fresh_map_key(), uffd });
         let key = mapped.key();
         shared.maps.write().insert(key, Arc::clone(&mapped));
-        let request =
-            Request::MapIn { file: file_key, map: key, range: whole.clone(), writable, tracked };
+        let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
         if let Err(refusal) = shared.request(request, Wait::Block) {
             shared.maps.write().remove(&key);
             return Err(shared.explain(refusal, &whole, Wait::Block));

@@ -4,8 +4,8 @@ use std::io;
 use std::ops::Range;
 
 use pageferry_device::{Access, DeviceError, Dirty, FrameId, FrameSpan, TransferError};
-use pageferry_engine::{Action, Class, FileKey, Observed, Reply, Stamp};
-use pageferry_linux::{HostFile, MapError};
+use pageferry_engine::{Action, Class, FileKey, Reply};
+use pageferry_linux::MapError;
 
 use crate::backing::Backing;
 use crate::shared::{Change, Shared};
@@ -39,7 +39,7 @@ fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
-fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
+pub(crate) fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
     Error::File { what, range: range.clone(), errno: errno(error) }
 }
 
@@ -59,14 +59,11 @@ pub(crate) fn map_error(error: MapError) -> Error {
     }
 }
 
-fn observe(io: &HostFile) -> Result<Observed> {
-    let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
-    Ok(Observed { bytes: seen.size, stamp: Stamp { mtime: seen.mtime, ctime: seen.ctime } })
-}
-
 impl Backing {
-    pub(crate) fn observe(&self) -> Result<Observed> {
-        observe(&self.io())
+    /// The file's size now, in bytes.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        let seen = self.io().observe();
+        Ok(seen.map_err(|e| file_error("statx", &(0..0), &e))?.size)
     }
 }
 
@@ -83,14 +80,11 @@ impl Shared {
         change: &mut Option<Change<'_>>,
     ) -> Result<Reply<Error>, Failure> {
         match action {
-            Action::Observe { file } => Ok(Reply::Observed(self.backing(*file)?.observe()?)),
+            Action::Observe { file } => Ok(Reply::Observed(self.guards.look(*file)?)),
             Action::ScanStores { map, range, .. } => {
                 Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range)?))
             }
-            Action::Trap { map, range, .. } => {
-                self.mapped(*map)?.trap(range)?;
-                Ok(Reply::Done)
-            }
+            Action::Trap { map, range, .. } => Ok(Reply::Stored(self.mapped(*map)?.trap(range)?)),
             Action::Untrap { map, range, .. } => {
                 self.mapped(*map)?.untrap(range)?;
                 Ok(Reply::Done)
@@ -111,12 +105,11 @@ impl Shared {
             Action::TakeDirty { file, range } => self.take_dirty(*file, range),
             Action::Hide { file, ranges } => self.hide(*file, ranges),
             Action::Change { file } => {
-                let io = self.backing(*file)?.io();
-                let made = match change {
-                    Some(change) => change(&io),
+                let (made, after) = self.guards.change(*file, |io| match change {
+                    Some(change) => change(io),
                     None => Err(Error::Unsupported("a change without its call".into())),
-                };
-                Ok(Reply::Changed { after: observe(&io)?, error: made.err() })
+                })?;
+                Ok(Reply::Changed { after, error: made.err() })
             }
             Action::Expel { map, at, .. } => {
                 self.mapped(*map)?.expel(*at)?;
@@ -125,6 +118,7 @@ impl Shared {
             Action::MapIn { map, traps, .. } => {
                 let mapped = self.mapped(*map)?;
                 for trap in traps {
+                    // Nobody knows its address yet: nothing was stored through it.
                     mapped.trap(trap)?;
                 }
                 Ok(Reply::Done)
@@ -217,11 +211,14 @@ impl Shared {
         frame: pageferry_engine::FrameId,
         range: &Range<u64>,
     ) -> Result<Reply<Error>, Failure> {
-        let io = self.backing(file)?.io();
-        // Never beyond the end of the file as it is now.
-        let end = range.end.min(observe(&io)?.bytes);
-        let inside = range.start..end.max(range.start);
-        if !inside.is_empty() {
+        let backing = self.backing(file)?;
+        let (written, after) = self.guards.change(file, |io| -> Result<u64, Failure> {
+            // Never beyond the end of the file as it is now.
+            let end = range.end.min(backing.bytes()?);
+            let inside = range.start..end.max(range.start);
+            if inside.is_empty() {
+                return Ok(0);
+            }
             let mut at = inside.start;
             let mut sink = |piece: &[u8]| {
                 io.write_at(piece, at).map_err(|e| e.source)?;
@@ -230,8 +227,9 @@ impl Shared {
             };
             let drained = self.device.drain(self.span(device_frame(frame), &inside), &mut sink);
             drained.map_err(|e| transfer_error("write-back", range, e))?;
-        }
-        Ok(Reply::WroteBack { bytes: inside.end - inside.start, after: observe(&io)? })
+            Ok(inside.end - inside.start)
+        })?;
+        Ok(Reply::WroteBack { bytes: written?, after })
     }
 
     fn take_dirty(&self, file: FileKey, range: &Range<u64>) -> Result<Reply<Error>, Failure> {

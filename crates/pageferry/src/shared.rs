@@ -12,11 +12,14 @@ use std::time::Instant;
 
 use crate::sync::{Condvar, HELP_BYTES, Mutex, RwLock};
 use pageferry_device::{Device, DeviceInfo};
+use pageferry_linux::StoreTracker;
+
 use pageferry_engine::{
     Action, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Request, Step, WaitFor,
 };
 
 use crate::backing::Backing;
+use crate::guard::Guards;
 use crate::map::Mapped;
 use crate::trap::{Fault, TrapService};
 use crate::{CacheConfig, Error, Result, Wait};
@@ -38,10 +41,13 @@ pub(crate) struct Shared {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) info: DeviceInfo,
     pub(crate) config: CacheConfig,
+    pub(crate) guards: Guards,
     pub(crate) budget_frames: u64,
     pub(crate) files: RwLock<HashMap<FileKey, Arc<Backing>>>,
     pub(crate) maps: RwLock<HashMap<MapKey, Arc<Mapped>>>,
     map_keys: AtomicU64,
+    /// Opened with the first writable mapping.
+    pub(crate) tracker: Mutex<Option<Arc<StoreTracker>>>,
     /// Started with the first mapping.
     pub(crate) traps: Mutex<Option<TrapService>>,
     pub(crate) tally: Tally,
@@ -84,11 +90,13 @@ impl Shared {
             changed: Condvar::new(),
             device,
             info,
+            guards: Guards::new(config.validation),
             config,
             budget_frames,
             files: RwLock::new(HashMap::new()),
             maps: RwLock::new(HashMap::new()),
             map_keys: AtomicU64::new(0),
+            tracker: Mutex::new(None),
             traps: Mutex::new(None),
             tally: Tally::default(),
             started: Instant::now(),

@@ -47,48 +47,14 @@ enum Task {
 
 /// What it asked for, with what it will need to judge the answer.
 enum Want {
-    Pin {
-        file: FileKey,
-        range: Range<u64>,
-        mode: Mode,
-        floors: Vec<usize>,
-    },
-    Release {
-        file: FileKey,
-        range: Range<u64>,
-        mode: Mode,
-        stores: Vec<(u64, u32)>,
-    },
-    Write {
-        file: FileKey,
-        range: Range<u64>,
-        value: u32,
-    },
-    Resize {
-        file: FileKey,
-        bytes: u64,
-        old: u64,
-    },
-    Read {
-        file: FileKey,
-        range: Range<u64>,
-        floors: Vec<usize>,
-    },
-    Touch {
-        file: FileKey,
-        map: MapKey,
-        at: u64,
-        store: Option<u32>,
-        floor: usize,
-    },
-    Close {
-        file: FileKey,
-    },
-    /// `changes`: it may write to the file.
-    Other {
-        file: FileKey,
-        changes: bool,
-    },
+    Pin { file: FileKey, range: Range<u64>, mode: Mode, floors: Vec<usize> },
+    Release { file: FileKey, range: Range<u64>, mode: Mode, stores: Vec<(u64, u32)> },
+    Write { file: FileKey, range: Range<u64>, value: u32 },
+    Resize { file: FileKey, bytes: u64, old: u64 },
+    Read { file: FileKey, range: Range<u64>, floors: Vec<usize> },
+    Touch { file: FileKey, map: MapKey, at: u64, store: Option<u32>, floor: usize },
+    Close { file: FileKey },
+    Other { file: FileKey },
 }
 
 impl Want {
@@ -101,13 +67,8 @@ impl Want {
             | Want::Read { file, .. }
             | Want::Touch { file, .. }
             | Want::Close { file }
-            | Want::Other { file, .. } => *file,
+            | Want::Other { file } => *file,
         }
-    }
-
-    /// It may write to its file.
-    fn changes(&self) -> bool {
-        !matches!(self, Want::Pin { .. } | Want::Other { changes: false, .. })
     }
 }
 
@@ -131,9 +92,10 @@ pub struct World {
     failures: u64,
     next_value: u32,
     next_map: u64,
-    /// Others change the files, too. Stamps cannot tell their changes from stores through our
-    /// mappings that come at the same time: in such a world there are none of those.
+    /// Others change the files, too.
     outsiders: bool,
+    /// Nobody can prove that nobody has changed a file: each look is a new epoch.
+    blind: bool,
     clock: u64,
     loud: bool,
 }
@@ -142,7 +104,7 @@ impl World {
     pub fn new(seed: u64) -> World {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let failures = [0, 0, 20, 100][dice.roll(4) as usize];
-        let outsiders = dice.roll(3) == 0;
+        let (outsiders, blind) = (dice.roll(2) == 0, dice.roll(4) == 0);
         let config = Config {
             frame_bytes: FRAME,
             budget_frames: FRAMES,
@@ -159,6 +121,7 @@ impl World {
             next_value: 1,
             next_map: 1,
             outsiders,
+            blind,
             clock: 0,
             loud: false,
         };
@@ -343,14 +306,14 @@ impl World {
                 actor,
                 Request::Flush { file, range, skip_pinned: true },
                 true,
-                Want::Other { file, changes: true },
+                Want::Other { file },
             ),
             15..=16 => {
-                let want = Want::Other { file, changes: true };
+                let want = Want::Other { file };
                 self.ask(actor, Request::Evict { file, range }, true, want);
             }
             17 => {
-                let want = Want::Other { file, changes: false };
+                let want = Want::Other { file };
                 self.ask(actor, Request::Query { file, range }, true, want);
             }
             18 => self.begin_map(actor, file),
@@ -384,18 +347,17 @@ impl World {
             let start = self.dice.roll(8) * PAGE_BYTES;
             let range = start..start + (self.dice.roll(12) + 1) * PAGE_BYTES;
             let writable = self.is_writable(map);
-            let tracked = Vec::new();
-            let request = Request::MapIn { file, map, range, writable, tracked };
-            self.ask(actor, request, true, Want::Other { file, changes: false });
+            let request = Request::MapIn { file, map, range, writable };
+            self.ask(actor, request, true, Want::Other { file });
         } else if !in_use {
-            let want = Want::Other { file, changes: false };
+            let want = Want::Other { file };
             self.ask(actor, Request::MapOut { file, map: maps[0] }, true, want);
         }
     }
 
-    /// Every third mapping is read-only; all are where others change the files.
+    /// Every third mapping is read-only.
     fn is_writable(&self, map: MapKey) -> bool {
-        !self.outsiders && !map.0.is_multiple_of(3)
+        !map.0.is_multiple_of(3)
     }
 
     /// What everybody is at, with the file it is about.
@@ -423,29 +385,33 @@ impl World {
         self.model.rename(file, key);
     }
 
-    /// Somebody we know nothing of changes a file. Not while a change of ours is on its way, which
-    /// would hide it: that is as good as stamps are.
+    /// Somebody we know nothing of changes a file, beside whatever we do; not what somebody here is
+    /// writing, or has kept away, which would leave the order open.
     fn outsider(&mut self) {
         let file = self.any_file();
-        let ours = self.wants().any(|(f, want)| f == file && want.changes());
-        if ours || self.engine.is_away(file, &(0..u64::MAX)) {
-            return;
-        }
+        let resizes = |w: &Want| matches!(w, Want::Resize { .. } | Want::Write { .. });
+        let ours = self.wants().any(|(f, want)| f == file && resizes(want));
         let bytes = self.dice.roll(5 * FRAME / CELL) * CELL;
+        let free = |w: &World, range: &Range<u64>| {
+            let pages =
+                range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES);
+            w.model.is_free(file, range) && !w.engine.is_away(file, &pages)
+        };
         match (self.dice.roll(6), self.any_range(file)) {
-            (0, _) if self.model.is_free(file, &(bytes..FILE_MAX)) => {
+            (0, _) if !ours && free(self, &(bytes..FILE_MAX)) => {
                 self.say(|| format!("an outsider sets the size of {file:?} to {bytes}"));
                 let twin = self.twins.files.get_mut(&file).expect("a known file");
                 let gone = bytes.min(twin.bytes)..FILE_MAX;
                 twin.resize(bytes);
+                twin.epoch += 1;
                 self.give(file, &gone, 0);
             }
-            (1.., Some(range)) if self.model.is_free(file, &range) => {
+            (1.., Some(range)) if !ours && free(self, &range) => {
                 self.say(|| format!("an outsider writes {range:?} of {file:?}"));
                 let value = self.value();
                 let twin = self.twins.files.get_mut(&file).expect("a known file");
                 twin.cells[cells(&range)].fill(value);
-                twin.changes += 1;
+                twin.epoch += 1;
                 self.give(file, &range, value);
             }
             _ => {}
@@ -503,8 +469,6 @@ impl World {
             Some(value) => {
                 mapping.stored.insert(page);
                 twin.cells[index] = value;
-                // Only a store to a clean page moves the times.
-                twin.changes += self.dice.roll(2) as i64;
                 self.model.begin(file, at, value);
                 self.model.complete(file, at, value);
                 self.model.claim(file, &cell, false);
@@ -700,17 +664,26 @@ impl World {
 
     fn perform(&mut self, flight: &mut Flight) {
         let reply = match flight.action.clone() {
-            Action::Observe { file } => Reply::Observed(self.twins.files[&file].observe()),
+            Action::Observe { file } => {
+                let twin = self.twins.files.get_mut(&file).expect("known");
+                twin.epoch += u64::from(self.blind);
+                Reply::Observed(twin.observe())
+            }
             Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
             Action::Trap { file, map, range } => {
-                self.with_map(file, map, |m| m.trapped.extend(pages(&range)))
+                let stored = self.scan(file, map, &range);
+                self.with_map(file, map, |m| m.trapped.extend(pages(&range)));
+                Reply::Stored(stored)
             }
-            Action::Untrap { file, map, range } => self.with_map(file, map, |m| {
-                for page in pages(&range) {
-                    m.trapped.remove(&page);
-                    m.stored.insert(page);
-                }
-            }),
+            Action::Untrap { file, map, range } => {
+                self.with_map(file, map, |m| {
+                    for page in pages(&range) {
+                        m.trapped.remove(&page);
+                        m.stored.insert(page);
+                    }
+                });
+                Reply::Done
+            }
             Action::Allocate { file, folio } => {
                 let free =
                     self.twins.frames.iter().position(|f| !f.used).expect("the budget is kept");
@@ -778,16 +751,21 @@ impl World {
         self.twins.frames[frame.0 as usize].dirty.clear();
     }
 
-    fn with_map(&mut self, file: FileKey, map: MapKey, f: impl FnOnce(&mut TwinMap)) -> Reply<u32> {
+    fn with_map(&mut self, file: FileKey, map: MapKey, f: impl FnOnce(&mut TwinMap)) {
         if let Some(twin) = self.twins.files.get_mut(&file).and_then(|t| t.maps.get_mut(&map)) {
             f(twin);
         }
-        Reply::Done
     }
 
     fn scan(&mut self, file: FileKey, map: MapKey, range: &Range<u64>) -> Option<Vec<Range<u64>>> {
         let twin = self.twins.files.get_mut(&file)?.maps.get_mut(&map)?;
         let found = pages(range).filter(|p| !twin.trapped.contains(p) && twin.stored.remove(p));
+        let found: Vec<u64> = found.collect();
+        // Sometimes the kernel cannot tell.
+        if self.dice.roll(16) == 0 {
+            return None;
+        }
+        let found = found.into_iter();
         Some(found.map(|p| p * PAGE_BYTES..(p + 1) * PAGE_BYTES).collect())
     }
 
@@ -808,7 +786,6 @@ impl World {
                         self.model.begin(file, at, value);
                     }
                 }
-                twin.changes += 1;
             }
             _ => panic!("a change that nobody asked for"),
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use pageferry_engine::{FileKey, FrameId, MapKey, Observed, PAGE_BYTES, Stamp};
+use pageferry_engine::{FileKey, FrameId, MapKey, Observed, PAGE_BYTES};
 
 pub const CELL: u64 = 512;
 pub const FRAME: u64 = 4 * PAGE_BYTES;
@@ -31,7 +31,8 @@ pub struct TwinMap {
 pub struct TwinFile {
     pub cells: Vec<u32>,
     pub bytes: u64,
-    pub changes: i64,
+    /// Changes by others.
+    pub epoch: u64,
     pub maps: BTreeMap<MapKey, TwinMap>,
     /// Frames attached, by folio.
     pub attached: BTreeMap<u64, FrameId>,
@@ -40,19 +41,17 @@ pub struct TwinFile {
 impl TwinFile {
     pub fn new(bytes: u64) -> TwinFile {
         let cells = vec![0; cells(&(0..FILE_MAX)).end];
-        TwinFile { cells, bytes, changes: 0, maps: BTreeMap::new(), attached: BTreeMap::new() }
+        TwinFile { cells, bytes, epoch: 0, maps: BTreeMap::new(), attached: BTreeMap::new() }
     }
 
     pub fn observe(&self) -> Observed {
-        let time = (self.changes, 0);
-        Observed { bytes: self.bytes, stamp: Stamp { mtime: time, ctime: time } }
+        Observed { bytes: self.bytes, epoch: self.epoch }
     }
 
     pub fn resize(&mut self, bytes: u64) {
         let gone = bytes.min(self.bytes)..FILE_MAX;
         self.cells[cells(&gone)].fill(0);
         self.bytes = bytes;
-        self.changes += 1;
     }
 }
 
@@ -107,7 +106,6 @@ impl Twins {
                 device[there] = if at < state.bytes { state.cells[cell] } else { 0 };
             } else if at < state.bytes {
                 state.cells[cell] = device[there];
-                state.changes += 1;
             }
         }
     }

@@ -48,6 +48,11 @@ impl Mount {
         Mount::mount(&["-t", kind, "-o", "loop", path])
     }
 
+    /// An overlay.
+    pub fn overlay(options: &str) -> Result<Mount, String> {
+        Mount::mount(&["-t", "overlay", "-o", options, "none"])
+    }
+
     /// Makes a tmpfs larger.
     pub fn grow(&self, bytes: u64) {
         let dir = self.dir.to_str().unwrap_or_default();

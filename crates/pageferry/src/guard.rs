@@ -1,0 +1,229 @@
+//! Has anybody else changed the file?
+//!
+//! # The one idea
+//!
+//! Instead of comparing what a file looks like, which a store through a mapping need not change, the
+//! guard proves that nobody *could* have changed it. It numbers each file's epochs; the number rises
+//! when the proof has a gap, and the engine drops the copies of earlier epochs (`trust.rs` there).
+//!
+//! ```text
+//!                 silent since: the same epoch, one system call
+//!                ┌──────────┐
+//!                ▼          │        heard of readers only, alone again: the same epoch
+//!            ┌────────┐ ────┴─── look ─────────────────────────────────────┐
+//!      ┌───▶ │ proven │ ◀──────────────────────────────────────────────────┘
+//!      │     └────────┘ ── heard of a change, alone again: a new epoch ──▶ proven
+//!      │         │
+//!   alone        │ not alone: a new epoch
+//!   (new epoch)  ▼
+//!      │     ┌──────────┐
+//!      └──── │ unproven │ every look is a new epoch: a copy serves the pin that made it
+//!            └──────────┘
+//! ```
+//!
+//! # Why it holds
+//!
+//! *Alone* means: a lease was granted on the one description that we have of the file, opened by
+//! ourselves and given to nobody. So at that moment nobody else had it open or mapped (open for
+//! reading: could write to it). *Silent* means: the fanotify group, read after that moment, had
+//! nothing to tell. An open raises the count that a lease looks at before its event is queued, and the
+//! event is queued before the open returns; a close queues its event before the count falls. Hence
+//!
+//! 1. alone, then silent: whoever comes later leaves an event before it can change anything;
+//! 2. the event of whoever was there before is in the queue when the lease is granted: it is read, and
+//!    says whether a writer closed (`CLOSE_WRITE`), a call changed something (`MODIFY`) or nobody but
+//!    readers came;
+//! 3. a look that finds the group silent since then has proven that nobody has been able to change
+//!    the file before that look.
+//!
+//! **Our own changes** must not look like others'. They run in *windows*: from the lease's being taken,
+//! the group silent, to the group's being read again, the lease still held. Nobody else can have the
+//! file open meanwhile, and who truncates it by name waits for the lease; so what the group tells of
+//! this process in between is our own doing. The application's own descriptors count as others', in
+//! our process or not.
+//!
+//! **What it cannot see**, and what follows: `fixed` files need no proof; file systems that others change
+//! without this kernel, or where descriptors and mappings count differently (overlayfs), files of other
+//! owners, no fanotify: never proven. Writing to the block device beneath a mounted file system is not
+//! seen by anybody. A description that a forked child inherits is used by nobody there (the library
+//! refuses to).
+
+mod look;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pageferry_engine::{FileKey, Observed};
+use pageferry_linux::{FileStamp, HostFile, LeaseBreaks, Watch, WatchKey};
+
+use crate::config::Validation;
+use crate::perform::file_error;
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// What a copy's trust in a file rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Coherence {
+    /// Nobody can change it.
+    Fixed,
+    /// It is proven that nobody has changed it: copies serve until somebody may have.
+    Proven,
+    /// Its times and size, as the caller chose: stores through foreign mappings can hide.
+    Stamps,
+    /// Nothing: a copy serves the pin that made it and no later one. The reason is for people.
+    Unproven(String),
+}
+
+/// The guards of one cache's files.
+pub(crate) struct Guards {
+    validation: Validation,
+    /// The group, or why there is none.
+    watch: Result<Watch, String>,
+    breaks: Result<LeaseBreaks, String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    files: HashMap<FileKey, Watched>,
+    names: HashMap<WatchKey, FileKey>,
+}
+
+/// What one file's evidence is made of.
+enum Basis {
+    Fixed,
+    Watch(WatchKey),
+    Stamps(Stamp),
+    Nothing(String),
+}
+
+/// The parts of a stamp that every completed change moves.
+type Stamp = (u64, (i64, u32), (i64, u32));
+
+fn stamp(seen: &FileStamp) -> Stamp {
+    (seen.size, seen.mtime, seen.ctime)
+}
+
+struct Watched {
+    io: Arc<HostFile>,
+    basis: Basis,
+    epoch: u64,
+    /// As last looked at.
+    bytes: u64,
+    proven: bool,
+    /// Why not, when last asked.
+    why: String,
+    /// Heard since the last look: a change, or a visitor.
+    changed: bool,
+    visited: bool,
+    /// Own changes under way, and whether the lease is held for them.
+    own: u32,
+    leased: bool,
+    /// When the first of them began.
+    since: std::time::Instant,
+}
+
+impl Guards {
+    pub(crate) fn new(validation: Validation) -> Guards {
+        let (watch, breaks) = match validation {
+            Validation::Proof => (
+                Watch::new().map_err(|e| format!("fanotify is not to be had: {e}")),
+                LeaseBreaks::start(|| ()).map_err(|e| format!("no thread for leases: {e}")),
+            ),
+            Validation::Stamps => (Err(String::new()), Err(String::new())),
+        };
+        Guards { validation, watch, breaks, state: Mutex::default() }
+    }
+
+    /// What can be known of a file.
+    fn basis(&self, io: &HostFile, seen: &FileStamp) -> Basis {
+        if io.is_fixed() {
+            return Basis::Fixed;
+        }
+        if self.validation == Validation::Stamps {
+            return Basis::Stamps(stamp(seen));
+        }
+        let key = io.tells_of_others().and_then(|()| {
+            let watch = self.watch.as_ref().map_err(Clone::clone)?;
+            let breaks = self.breaks.as_ref().map_err(Clone::clone)?;
+            io.send_breaks_to(breaks).map_err(|e| format!("fcntl(F_SETOWN_EX): {e}"))?;
+            watch.add(io).map_err(|e| format!("it cannot be watched: {e}"))
+        });
+        key.map_or_else(Basis::Nothing, Basis::Watch)
+    }
+
+    /// A file's first look, before it has a key.
+    pub(crate) fn meet(io: &HostFile) -> Result<Observed> {
+        let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
+        Ok(Observed { bytes: seen.size, epoch: 0 })
+    }
+
+    /// Watches over a file from now on. Nothing is proven before it is looked at.
+    pub(crate) fn open(&self, file: FileKey, io: &Arc<HostFile>) -> Result<()> {
+        let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
+        let basis = self.basis(io, &seen);
+        let mut state = self.state.lock();
+        if let Basis::Watch(name) = &basis {
+            state.names.insert(name.clone(), file);
+        }
+        let epoch = state.files.get(&file).map_or(0, |w| w.epoch + 1);
+        let watched = Watched {
+            io: Arc::clone(io),
+            basis,
+            epoch,
+            bytes: seen.size,
+            proven: false,
+            why: "it has not been looked at yet".into(),
+            changed: false,
+            visited: false,
+            own: 0,
+            leased: false,
+            since: std::time::Instant::now(),
+        };
+        state.files.insert(file, watched);
+        Ok(())
+    }
+
+    /// Another description of a file takes over.
+    pub(crate) fn replace(&self, file: FileKey, io: &Arc<HostFile>) {
+        if let Ok(breaks) = &self.breaks
+            && let Err(error) = io.send_breaks_to(breaks)
+        {
+            tracing::warn!(%error, "leases of a file cannot be taken");
+        }
+        let mut state = self.state.lock();
+        if let Some(watched) = state.files.get_mut(&file) {
+            watched.io = Arc::clone(io);
+            watched.proven = false;
+        }
+    }
+
+    /// Watches over it no longer.
+    pub(crate) fn close(&self, file: FileKey) {
+        let Some(watched) = self.state.lock().files.remove(&file) else { return };
+        if let (Basis::Watch(name), Ok(watch)) = (&watched.basis, &self.watch) {
+            self.state.lock().names.remove(name);
+            if let Err(error) = watch.remove(&watched.io) {
+                tracing::debug!(%error, "a file's watch could not be removed");
+            }
+        }
+    }
+
+    /// What the trust in a file's copies rests on, as of the last look.
+    pub(crate) fn coherence(&self, file: FileKey) -> Coherence {
+        let state = self.state.lock();
+        match state.files.get(&file).map(|w| (w, &w.basis)) {
+            None => Coherence::Unproven("the file is closed".into()),
+            Some((_, Basis::Fixed)) => Coherence::Fixed,
+            Some((_, Basis::Stamps(_))) => Coherence::Stamps,
+            Some((_, Basis::Nothing(why))) => Coherence::Unproven(why.clone()),
+            Some((w, Basis::Watch(_))) if w.proven => Coherence::Proven,
+            Some((w, Basis::Watch(_))) => Coherence::Unproven(w.why.clone()),
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::InvalidArgument("the file is closed".into())
+}

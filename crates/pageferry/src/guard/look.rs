@@ -1,0 +1,228 @@
+//! Looks, and windows of our own changes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pageferry_engine::{FileKey, Observed};
+use pageferry_linux::{FileStamp, Heard, HostFile, Watch};
+
+use super::{Basis, Guards, State, Watched, gone, stamp};
+use crate::Result;
+use crate::perform::file_error;
+
+/// A lease that somebody waits for ends after a second at the earliest (`lease-break-time` counts
+/// seconds).
+const LEASE_MIN: Duration = Duration::from_millis(900);
+/// Somebody comes and goes all the time: it is as good as there.
+const TRIES_MAX: u32 = 4;
+
+impl State {
+    /// Notes what the group has heard. If it cannot say, everything may have changed.
+    fn hear(&mut self, watch: &Watch) {
+        let State { files, names } = self;
+        let heard = watch.drain(|heard| match heard.file.as_ref().map(|f| names.get(f)) {
+            Some(Some(file)) => {
+                if let Some(watched) = files.get_mut(file) {
+                    watched.hear(&heard);
+                }
+            }
+            // Of a file that was closed meanwhile.
+            Some(None) => {}
+            None => files.values_mut().for_each(|w| w.changed = true),
+        });
+        if let Err(error) = heard {
+            tracing::error!(%error, "reading fanotify events failed");
+            files.values_mut().for_each(|w| w.changed = true);
+        }
+    }
+}
+
+impl Watched {
+    fn hear(&mut self, heard: &Heard) {
+        if heard.own && self.leased && heard.changed && !heard.visited {
+            return;
+        }
+        self.changed |= heard.changed;
+        self.visited |= heard.visited;
+    }
+
+    /// What it looks like now, with a look made just before; while own changes run, what moves is theirs.
+    fn learn(&mut self, seen: &FileStamp) {
+        self.bytes = seen.size;
+        if let Basis::Stamps(known) = &mut self.basis
+            && self.own == 0
+            && *known != stamp(seen)
+        {
+            *known = stamp(seen);
+            self.epoch += 1;
+        }
+    }
+
+    /// Nobody else has it open, or could write to it where it is open for reading.
+    fn alone(&self) -> io::Result<()> {
+        if self.leased {
+            return Ok(());
+        }
+        self.io.take_lease()?;
+        self.io.drop_lease();
+        Ok(())
+    }
+
+    fn observed(&self) -> Observed {
+        Observed { bytes: self.bytes, epoch: self.epoch }
+    }
+}
+
+impl Guards {
+    /// One look at a file.
+    pub(crate) fn look(&self, file: FileKey) -> Result<Observed> {
+        let mut state = self.state.lock();
+        let (silent, watched) = self.settle(&mut state, file)?;
+        if silent && watched.own == 0 {
+            // Then the size is what it was, too.
+            return Ok(watched.observed());
+        }
+        let io = Arc::clone(&watched.io);
+        // It may take its time on a file system that is far away: not under the lock.
+        drop(state);
+        let seen = measure(&io)?;
+        let mut state = self.state.lock();
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        watched.learn(&seen);
+        Ok(watched.observed())
+    }
+
+    /// Brings the file's epoch up to date. `true`: it was proven, and nothing was heard since.
+    fn settle<'s>(&self, state: &'s mut State, file: FileKey) -> Result<(bool, &'s mut Watched)> {
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else {
+            watched.epoch += u64::from(matches!(watched.basis, Basis::Nothing(_)));
+            return Ok((false, state.files.get_mut(&file).ok_or_else(gone)?));
+        };
+        state.hear(watch);
+        let mut changed = false;
+        for round in 0..TRIES_MAX {
+            let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+            if watched.proven && !watched.changed && !watched.visited {
+                watched.epoch += u64::from(changed);
+                return Ok((round == 0, state.files.get_mut(&file).ok_or_else(gone)?));
+            }
+            changed |= watched.changed || !watched.proven;
+            (watched.changed, watched.visited) = (false, false);
+            // Whoever comes from here on is heard of in the next round.
+            watched.proven = true;
+            if let Err(error) = watched.alone() {
+                watched.why = explain(&error);
+                break;
+            }
+            state.hear(watch);
+        }
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        watched.proven = false;
+        watched.epoch += 1;
+        Ok((false, watched))
+    }
+
+    /// Makes a change of ours. What the file looks like after it comes with what it yields.
+    pub(crate) fn change<T>(
+        &self,
+        file: FileKey,
+        change: impl FnOnce(&HostFile) -> T,
+    ) -> Result<(T, Observed)> {
+        let io = self.begin(file)?;
+        let window = Window { guards: self, file: Some(file) };
+        let made = change(&io);
+        Ok((made, window.end()?))
+    }
+
+    fn begin(&self, file: FileKey) -> Result<Arc<HostFile>> {
+        let mut state = self.state.lock();
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        if watched.own == 0 {
+            if matches!(watched.basis, Basis::Stamps(_)) {
+                let seen = measure(&watched.io)?;
+                watched.learn(&seen);
+            }
+            self.open_window(&mut state, file)?;
+        }
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        watched.own += 1;
+        Ok(Arc::clone(&watched.io))
+    }
+
+    /// Takes the lease for as long as changes of ours run. What is heard before it is held came from
+    /// others; without it, what is heard of us could be the application's doing, and counts as well.
+    fn open_window(&self, state: &mut State, file: FileKey) -> Result<()> {
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else { return Ok(()) };
+        let leased = watched.io.take_lease();
+        watched.since = Instant::now();
+        state.hear(watch);
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        watched.leased = leased.is_ok();
+        watched.visited |= leased.is_err();
+        Ok(())
+    }
+
+    fn end(&self, file: FileKey) -> Result<Observed> {
+        let mut state = self.state.lock();
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        let last = watched.own == 1;
+        if last && watched.leased {
+            // Somebody may wait for its end; if for too long, it has gone ahead beside our changes.
+            watched.changed |= watched.since.elapsed() > LEASE_MIN && !watched.io.has_lease();
+            if let Ok(watch) = &self.watch {
+                state.hear(watch);
+            }
+        }
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        let seen = measure(&watched.io);
+        if last && std::mem::take(&mut watched.leased) {
+            watched.io.drop_lease();
+        }
+        watched.own -= 1;
+        let seen = seen?;
+        watched.bytes = seen.size;
+        if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
+            *known = stamp(&seen);
+        }
+        Ok(watched.observed())
+    }
+}
+
+/// Changes of ours under way.
+struct Window<'g> {
+    guards: &'g Guards,
+    file: Option<FileKey>,
+}
+
+impl Window<'_> {
+    fn end(mut self) -> Result<Observed> {
+        self.file.take().map_or_else(|| Err(gone()), |file| self.guards.end(file))
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        // The change has panicked.
+        if let Some(file) = self.file.take() {
+            let _ = self.guards.end(file);
+        }
+    }
+}
+
+fn measure(io: &HostFile) -> Result<FileStamp> {
+    io.observe().map_err(|e| file_error("statx", &(0..0), &e))
+}
+
+/// Why a lease was refused.
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => "somebody else has it open or mapped".into(),
+        Some(libc::EACCES) => {
+            "it belongs to another user: leases need its owner or CAP_LEASE".into()
+        }
+        _ => format!("no lease is to be had: {error}"),
+    }
+}
