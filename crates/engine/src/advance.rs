@@ -292,7 +292,8 @@ impl<E: Clone> Engine<E> {
             return Turn::Refuse(Refusal::PastEof { file_bytes: state.pages.bytes() });
         }
         // A page that lost its trust since we came by may be on its way anew, for another pin: what
-        // the device stores meanwhile would be overwritten.
+        // the device stores meanwhile would be overwritten. (What it loads is either copy, as after
+        // the grant.)
         let fetches =
             |key| self.flights.get(key).is_some_and(|f| matches!(f.effect, Effect::Fetch { .. }));
         let writes = op.mode().is_some_and(|m| m.writes());

@@ -275,7 +275,9 @@ impl<E: Clone> Engine<E> {
         // What a release was about to write back, and cannot any more, its caller is told.
         for op in self.ops.values_mut().filter(|o| o.file == file) {
             op.fetched.remove(bytes & !(PAGE_BYTES - 1)..u64::MAX);
-            if !matches!(op.request, Request::Release { .. }) || op.pin.is_none() {
+            let held = op.pin.and_then(|p| state.pins.get(&p));
+            let releases = matches!(op.request, Request::Release { .. });
+            if !releases || !held.is_some_and(|p| p.mode.writes()) {
                 continue;
             }
             let beyond = clip(&op.range, &(bytes..u64::MAX));

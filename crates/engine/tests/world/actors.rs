@@ -519,7 +519,13 @@ impl World {
                 if mode != Mode::Overwrite {
                     let end = self.engine.pin_end(pin);
                     for (at, floor) in (range.start..range.end).step_by(CELL as usize).zip(floors) {
-                        if at < end && at < self.twins.files[&file].bytes {
+                        // A copy that is failing for another pin is hidden before the engine hears.
+                        let failing = self.flights.iter().any(|f| {
+                            let failed = matches!(f.reply, Some(Reply::Failed { .. }));
+                            matches!(&f.action, Action::Fetch { file: of, range, .. }
+                                if failed && *of == file && range.contains(&at))
+                        });
+                        if at < end && at < self.twins.files[&file].bytes && !failing {
                             let seen = self.twins.device_load(file, at);
                             self.model.judge(file, at, floor, seen, "a pin");
                         }

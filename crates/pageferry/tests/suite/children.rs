@@ -185,8 +185,9 @@ fn another_process_sees_what_was_released() {
             let at: usize = line.unwrap().parse().unwrap();
             let mut byte = [0];
             file.read_exact_at(&mut byte, at as u64).unwrap();
+            let byte_at = map.cast::<u8>().wrapping_add(at);
             // SAFETY: inside the mapping, which the parent keeps inside the file.
-            let mapped = unsafe { map.cast::<u8>().add(at).read_volatile() };
+            let mapped = unsafe { byte_at.read_volatile() };
             println!("saw {} {mapped}", byte[0]);
         }
         return;

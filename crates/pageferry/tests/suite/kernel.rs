@@ -79,15 +79,14 @@ fn direct_io_through_away_memory_waits() {
     std::fs::write(r.path("other"), vec![0x5A; FRAME as usize]).unwrap();
     let Some(other) = direct(&r, "other") else { return };
     let m = f.map(0..2 * FRAME, true).unwrap();
+    let (fd, at, len) = (other.as_raw_fd(), m.as_ptr(), FRAME as usize);
     let call = |write: bool| {
-        // SAFETY: the memory is the mapping's, for as long as it lives; others may change it.
-        unsafe {
-            let (fd, at, len) = (other.as_raw_fd(), m.as_ptr(), FRAME as usize);
-            if write {
-                libc::pwrite(fd, at.cast(), len, 0)
-            } else {
-                libc::pread(fd, at.cast(), len, 0)
-            }
+        if write {
+            // SAFETY: the memory is the mapping's, for as long as it lives; others may change it.
+            unsafe { libc::pwrite(fd, at.cast(), len, 0) }
+        } else {
+            // SAFETY: as above.
+            unsafe { libc::pread(fd, at.cast(), len, 0) }
         }
     };
     device_writes(&f, 0, &vec![7; FRAME as usize], After::KeepAway);
@@ -141,9 +140,9 @@ fn madv_remove_is_a_punched_hole() {
     let m = f.map(0..8 * PAGE, true).unwrap();
     let mut model = pattern(8 * PAGE);
     device_reads(&f, 0..8 * PAGE);
+    let second = m.as_ptr().wrapping_add(4096);
     // SAFETY: the range is the mapping's own; that its bytes become zeros is the point.
-    let rc =
-        unsafe { libc::madvise(m.as_ptr().add(4096).cast(), 2 * PAGE as usize, libc::MADV_REMOVE) };
+    let rc = unsafe { libc::madvise(second.cast(), 2 * PAGE as usize, libc::MADV_REMOVE) };
     if rc != 0 {
         skipped!("MADV_REMOVE: {}", std::io::Error::last_os_error());
         return;
@@ -160,13 +159,13 @@ fn madv_remove_is_a_punched_hole() {
 fn the_file_size_limit_is_reported_and_keeps_the_bytes() {
     let limit = |bytes: u64| {
         let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: both calls take a valid struct; SIGXFSZ is the signal of this limit.
-        unsafe {
-            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            assert_eq!(libc::getrlimit(libc::RLIMIT_FSIZE, &mut old), 0);
-            let new = libc::rlimit { rlim_cur: bytes, ..old };
-            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &new), 0);
-        }
+        // SAFETY: this is the signal of the limit, which shall be an error instead.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        // SAFETY: takes a valid struct.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut old) }, 0);
+        let new = libc::rlimit { rlim_cur: bytes, ..old };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &new) }, 0);
         old.rlim_cur
     };
     // The limit is the process's, and other tests write files: a process of its own.

@@ -22,7 +22,7 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
 }
 
 impl Mount {
-    fn mount(args: &[&str]) -> Result<Mount, String> {
+    fn with(args: &[&str]) -> Result<Mount, String> {
         // SAFETY: asks for a number.
         if unsafe { libc::geteuid() } != 0 {
             return Err("mounting needs root".into());
@@ -36,7 +36,7 @@ impl Mount {
 
     /// A tmpfs of so many bytes.
     pub fn tmpfs(bytes: u64) -> Result<Mount, String> {
-        Mount::mount(&["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+        Mount::with(&["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
     }
 
     /// A file system of the given kind on a sparse image of so many bytes, which is made at `image`.
@@ -45,12 +45,12 @@ impl Mount {
         std::fs::File::create(image).and_then(|f| f.set_len(bytes)).map_err(|e| e.to_string())?;
         let quiet: &[&str] = if kind.starts_with("ext") { &["-q", "-m", "0"] } else { &["-q"] };
         run(&format!("mkfs.{kind}"), &[quiet, &[path]].concat())?;
-        Mount::mount(&["-t", kind, "-o", "loop", path])
+        Mount::with(&["-t", kind, "-o", "loop", path])
     }
 
     /// An overlay.
     pub fn overlay(options: &str) -> Result<Mount, String> {
-        Mount::mount(&["-t", "overlay", "-o", options, "none"])
+        Mount::with(&["-t", "overlay", "-o", options, "none"])
     }
 
     /// Makes a tmpfs larger.
