@@ -1,11 +1,11 @@
 //! `doctor`: what this kernel and machine allow, and what follows.
 
-use comfy_table::{Table, presets};
+use comfy_table::presets;
 use pageferry_linux::probe;
 use serde_json::json;
 
 use crate::args::DoctorArgs;
-use crate::output::line;
+use crate::output::{line, table};
 
 pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
     let found = probe();
@@ -26,8 +26,8 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
         line(json!({ "capabilities": capabilities, "devices": devices }).to_string())?;
         return Ok(true);
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["", "what", "found", "what follows"]);
+    let mut table = table(presets::NOTHING);
+    table.set_header(["", "what", "found", "what follows"]);
     let mark = |ok: bool| if ok { "ok" } else { "--" };
     for c in &found {
         table.add_row([mark(c.ok), c.name, &c.detail, &c.consequence]);

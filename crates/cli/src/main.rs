@@ -10,6 +10,7 @@ mod doctor;
 mod io;
 mod output;
 mod run;
+mod scratch;
 mod setup;
 mod size;
 mod stat;

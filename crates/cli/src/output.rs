@@ -1,6 +1,8 @@
 //! Printing that survives `| head`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{ContentArrangement, Table, TableStyle};
 
 /// Prints a line to standard output.
 ///
@@ -38,4 +40,14 @@ pub(crate) fn dump(offset: u64, bytes: &[u8]) -> Vec<String> {
         format!("{:08x}:  {:<47}  {text}", offset + 16 * at as u64, hex.join(" "))
     };
     bytes.chunks(16).enumerate().map(row).collect()
+}
+
+/// A table that fits the terminal, or 100 columns where there is none.
+pub(crate) fn table(style: TableStyle) -> Table {
+    let mut table = Table::new();
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic);
+    if !io::stdout().is_terminal() {
+        table.set_width(100);
+    }
+    table
 }

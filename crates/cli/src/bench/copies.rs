@@ -2,12 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::thread::Builder;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use pageferry::PinMode;
 
 use super::{Figure, Ground, rate, timed};
+use crate::scratch::memory;
 use crate::setup;
 
 /// Threads that the cache copies with by default.
@@ -24,7 +26,7 @@ fn spread(
     std::thread::scope(|scope| {
         let parts = memory.chunks_mut(part).enumerate().map(|(n, part_of)| {
             let work = &work;
-            scope.spawn(move || {
+            Builder::new().spawn_scoped(scope, move || {
                 let start = (n * part) as u64;
                 for (m, piece) in part_of.chunks_mut(1 << 20).enumerate() {
                     work(piece, start + (m << 20) as u64)?;
@@ -32,8 +34,8 @@ fn spread(
                 Ok::<(), std::io::Error>(())
             })
         });
-        let running: Vec<_> = parts.collect();
-        for thread in running {
+        let running: std::io::Result<Vec<_>> = parts.collect();
+        for thread in running.context("starting a copying thread")? {
             thread.join().map_err(|_| anyhow::anyhow!("a copying thread failed"))??;
         }
         Ok(())
@@ -42,12 +44,12 @@ fn spread(
 
 /// Page cache → device, frames that were used before.
 pub(super) fn load(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, data) = ground.file("load")?;
+    let (scratch, data) = ground.file()?;
     let bytes = ground.bytes;
     let (cache, _) = setup::cache(bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
-    let plain = OpenOptions::new().read(true).open(&path)?;
-    let mut memory = vec![1u8; bytes as usize];
+    let file = cache.open(scratch.path())?;
+    let plain = OpenOptions::new().read(true).open(scratch.path())?;
+    let mut memory = memory(bytes, 1)?;
     file.pin(0..bytes, PinMode::Read)?.release()?;
     let ours = || {
         file.evict(0..bytes)?;
@@ -75,12 +77,12 @@ pub(super) fn load(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
 
 /// Device → page cache, every page stored to.
 pub(super) fn write_back(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, mut data) = ground.file("writeback")?;
-    let (twin, _) = ground.file("writeback-twin")?;
+    let (scratch, mut data) = ground.file()?;
+    let (twin, _) = ground.file()?;
     let bytes = ground.bytes;
     let (cache, _) = setup::cache(bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
-    let plain = OpenOptions::new().write(true).open(&twin)?;
+    let file = cache.open(scratch.path())?;
+    let plain = OpenOptions::new().write(true).open(twin.path())?;
     let mut turn = 0u8;
     let ours = || -> anyhow::Result<Duration> {
         turn += 1;
@@ -92,7 +94,7 @@ pub(super) fn write_back(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
     };
     let floor = || timed(|| spread(&mut data, |piece, at| plain.write_all_at(piece, at)));
     let (ours, floor) = ground.against(ours, floor)?;
-    let end = std::fs::read(&path)?;
+    let end = std::fs::read(scratch.path())?;
     ensure!(end.iter().step_by(4096).all(|b| *b == turn), "not every page went home");
     ensure!(
         end.len() == data.len() && end[1..4096] == data[1..4096],

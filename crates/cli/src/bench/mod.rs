@@ -8,19 +8,19 @@ mod native;
 mod pins;
 mod trap;
 
-use std::path::PathBuf;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use comfy_table::{Table, presets};
+use comfy_table::presets;
 use serde_json::json;
 
 use crate::args::BenchArgs;
-use crate::output::line;
+use crate::output::{line, table};
+use crate::scratch::{Scratch, ensure_room, reserved};
 
 /// Where a bench works.
 struct Ground {
-    dir: tempfile::TempDir,
     bytes: u64,
     rounds: u32,
 }
@@ -72,10 +72,10 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {
     if bytes == 0 {
         bail!("--size must be at least 2m");
     }
-    let dir = tempfile::tempdir().context("making a scratch directory")?;
-    let ground = Ground { dir, bytes, rounds: args.rounds };
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    // At most two files at a time; in memory their contents, a twin of them, and the device's.
+    ensure_room(2 * u128::from(bytes), 3 * u128::from(bytes))?;
+    let ground = Ground { bytes, rounds: args.rounds };
+    let mut table = table(presets::NOTHING);
     table.set_header(["figure", "ours", "floor", "unit", "ours / floor", "goal", ""]);
     for (name, bench) in BENCHES {
         if !args.names.is_empty() && !args.names.iter().any(|n| n == name) {
@@ -108,12 +108,14 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {
 
 impl Ground {
     /// A file of a pattern, in the page cache.
-    fn file(&self, name: &str) -> anyhow::Result<(PathBuf, Vec<u8>)> {
-        let path = self.dir.path().join(name);
-        let data: Vec<u8> =
-            (0..self.bytes / 8).flat_map(|n| (n ^ (n << 40)).to_le_bytes()).collect();
-        std::fs::write(&path, &data)?;
-        Ok((path, data))
+    fn file(&self) -> anyhow::Result<(Scratch, Vec<u8>)> {
+        let mut scratch = Scratch::new()?;
+        let mut data = reserved(self.bytes)?;
+        for n in 0..self.bytes / 8 {
+            data.extend_from_slice(&(n ^ (n << 40)).to_le_bytes());
+        }
+        scratch.file.write_all(&data).context("writing the file")?;
+        Ok((scratch, data))
     }
 
     /// Times two ways in turn; the medians.

@@ -16,15 +16,15 @@ fn sweep(load: impl Fn(usize) -> anyhow::Result<u64>, bytes: usize) -> anyhow::R
 }
 
 pub(super) fn native(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, data) = ground.file("native")?;
+    let (scratch, data) = ground.file()?;
     let bytes = ground.bytes as usize;
     let expected = data
         .chunks(4096)
         .filter_map(|page| page.first_chunk::<8>())
         .fold(0u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
     let (cache, _) = setup::cache(ground.bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
-    let host = Arc::new(HostFile::open(&path, true)?);
+    let file = cache.open(scratch.path())?;
+    let host = Arc::new(HostFile::open(scratch.path(), true)?);
     // First touches: a new mapping each time.
     let ours = || -> anyhow::Result<Duration> {
         let map = file.map(0..ground.bytes, true)?;

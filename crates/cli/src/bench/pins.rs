@@ -22,10 +22,10 @@ fn each(work: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
 
 /// Pin and release of a resident, unchanged range, in units of one `statx`.
 pub(super) fn repin(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, _) = ground.file("repin")?;
+    let (scratch, _) = ground.file()?;
     let (cache, _) = setup::cache(ground.bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
-    let plain = std::fs::File::open(&path)?;
+    let file = cache.open(scratch.path())?;
+    let plain = std::fs::File::open(scratch.path())?;
     let bare = HostFile::from_fd(plain.as_fd())?;
     file.pin(0..ground.bytes, PinMode::Read)?.release()?;
     let moved = cache.stats().get("fetched_bytes");
@@ -52,10 +52,10 @@ pub(super) fn repin(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
 
 /// Pages moved when k pages changed.
 pub(super) fn moved(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, _) = ground.file("moved")?;
+    let (scratch, _) = ground.file()?;
     let bytes = ground.bytes;
     let (cache, _) = setup::cache(bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
+    let file = cache.open(scratch.path())?;
     let map = file.map(0..bytes, true)?;
     file.pin(0..bytes, PinMode::Read)?.release()?;
     let pages = bytes / 4096;
@@ -92,9 +92,9 @@ pub(super) fn moved(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
 
 /// Host memory of the records, beside what they are about.
 pub(super) fn records(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
-    let (path, _) = ground.file("records")?;
+    let (scratch, _) = ground.file()?;
     let (cache, _) = setup::cache(ground.bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
+    let file = cache.open(scratch.path())?;
     let pin = file.pin(0..ground.bytes, PinMode::Write)?;
     pin.view()?.update(0..ground.bytes, &mut |piece| piece[0] ^= 1)?;
     pin.release_with(pageferry::After::KeepAway)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,10 +18,10 @@ const BLOCKS: u64 = 128;
 
 pub(super) fn trap(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
     ensure!(ground.bytes >= BLOCK * BLOCKS, "--size must be at least 8m for this one");
-    let (path, _) = ground.file("trap")?;
-    let (floor_path, _) = ground.file("trap-floor")?;
+    let (scratch, _) = ground.file()?;
+    let (floor_scratch, _) = ground.file()?;
     let (cache, _) = setup::cache(ground.bytes, 2 << 20, None)?;
-    let file = cache.open(&path)?;
+    let file = cache.open(scratch.path())?;
     let map = file.map(0..BLOCK * BLOCKS, true)?;
     let mut turn = 0u8;
     let ours = || -> anyhow::Result<Duration> {
@@ -34,7 +35,7 @@ pub(super) fn trap(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         }
         Ok(started.elapsed() / BLOCKS as u32)
     };
-    let bare = Bare::new(&floor_path)?;
+    let bare = Bare::new(floor_scratch.path())?;
     let floor = || bare.touch_all();
     let (ours, floor) = ground.against(ours, floor)?;
     Ok(vec![Figure {
@@ -60,7 +61,7 @@ impl Bare {
         let uffd = Arc::new(Uffd::open()?);
         let (send, faults) = channel::<usize>();
         let (reader, addresses) = (Arc::clone(&uffd), Arc::clone(&map));
-        std::thread::spawn(move || {
+        let reading = Builder::new().spawn(move || {
             let mut events = Vec::new();
             while matches!(reader.wait(&mut events, None), Ok(Wakeup::Events)) {
                 for event in events.drain(..) {
@@ -74,7 +75,7 @@ impl Bare {
             }
         });
         let (worker, home) = (Arc::clone(&uffd), Arc::clone(&map));
-        std::thread::spawn(move || {
+        let serving = Builder::new().spawn(move || {
             let bytes = vec![5u8; BLOCK as usize];
             for at in faults {
                 let start = at as u64 / BLOCK * BLOCK;
@@ -85,7 +86,10 @@ impl Bare {
                 }
             }
         });
-        Ok(Bare { map, uffd })
+        let bare = Bare { map, uffd };
+        // If only one of them runs, dropping `bare` ends it.
+        reading.and(serving).context("starting the threads of the floor")?;
+        Ok(bare)
     }
 
     fn touch_all(&self) -> anyhow::Result<Duration> {

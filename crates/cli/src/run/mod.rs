@@ -14,7 +14,6 @@ use crate::output::line;
 use crate::setup::{self, FLUSH_AGE};
 use crate::size::human;
 use kernels::Kernel;
-pub(crate) use pipeline::progress;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
     let (cache, _) = setup::cache(args.device_memory, args.frame, FLUSH_AGE)?;

@@ -118,7 +118,7 @@ fn release(windows: &Receiver<Window>, bar: &ProgressBar) -> Result<()> {
 }
 
 /// A progress bar on standard error, if that is a terminal.
-pub(crate) fn progress(bytes: u64) -> ProgressBar {
+fn progress(bytes: u64) -> ProgressBar {
     let bar = ProgressBar::new(bytes);
     if let Ok(style) =
         ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {msg}")

@@ -1,12 +1,18 @@
 //! The command, from outside.
 
+mod demo;
+mod doctor;
 mod io;
 mod run;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pageferry");
 
 /// A scratch directory with a file of a pattern.
 struct Scratch {
@@ -27,14 +33,34 @@ fn pattern(bytes: u64) -> Vec<u8> {
 
 fn pageferry(args: &[&str], file: &Path) -> Output {
     let args = args.iter().map(|a| if *a == "FILE" { file.as_os_str() } else { (*a).as_ref() });
-    let output = Command::new(env!("CARGO_BIN_EXE_pageferry"))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(!errors.contains("panicked") && !errors.contains("internal error"), "{errors}");
+    finished(Command::new(PROGRAM).args(args))
+}
+
+/// Runs a line of shell; `$P` is the program and `$F` the file.
+fn shell(line: &str, file: &Path) -> Output {
+    finished(Command::new("sh").args(["-c", line]).env("P", PROGRAM).env("F", file))
+}
+
+/// Runs a command to its end, which has to come: a hang is a failure, too.
+fn finished(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let (id, (done, ended)) = (child.id(), channel());
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    let Ok(output) = ended.recv_timeout(Duration::from_secs(120)) else {
+        let _ = Command::new("kill").args(["-9", &id.to_string()]).status();
+        panic!("{command:?} does not end");
+    };
+    let output = output.unwrap();
+    let errors = errors(&output);
+    for bad in ["panicked", "internal error", "memory allocation"] {
+        assert!(!errors.contains(bad), "{command:?}: {errors}");
+    }
     output
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn text(output: &Output) -> String {
