@@ -22,3 +22,11 @@ pub(crate) fn cache(
 
 /// The usual flush age.
 pub(crate) const FLUSH_AGE: Option<Duration> = Some(Duration::from_secs(5));
+
+/// Bytes that only the device has and that a last try cannot write back: they go with the cache.
+pub(crate) fn lost_bytes(cache: &Cache) -> u64 {
+    match cache.flush() {
+        Ok(_) => 0,
+        Err(_) => cache.stats().get("away_bytes").unwrap_or(0),
+    }
+}

@@ -3,10 +3,12 @@
 mod kernels;
 mod pipeline;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use pageferry::{Cache, File};
 use serde_json::{Value, json};
 
 use crate::args::{KernelName, RunArgs};
@@ -18,23 +20,24 @@ use kernels::Kernel;
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
     let (cache, _) = setup::cache(args.device_memory, args.frame, FLUSH_AGE)?;
     let jobs = jobs(args)?;
+    let open = |path: &&Path| match args.kernel {
+        KernelName::Sum | KernelName::Histogram => cache.open_read_only(path),
+        _ => cache.open(path),
+    };
+    // A mistake in the last name shall not be found after the first file was changed. They are not
+    // kept open: there may be more of them than descriptors.
+    for path in jobs.iter().flatten() {
+        open(path)?.close()?;
+    }
     let started = Instant::now();
     let mut results = Vec::new();
     let mut bytes = 0;
     for job in &jobs {
         let names: Vec<String> = job.iter().map(|f| f.display().to_string()).collect();
-        let open = |path: &&Path| match args.kernel {
-            KernelName::Sum | KernelName::Histogram => cache.open_read_only(path),
-            _ => cache.open(path),
-        };
-        let files: Vec<_> = job.iter().map(open).collect::<Result<_, _>>()?;
+        let files = job.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let kernel = Kernel::new(args)?;
-        let window = args.window.unwrap_or(0);
-        bytes +=
-            pipeline::run(&cache, &files, &kernel, window).with_context(|| names.join(", "))?;
-        for file in files {
-            file.close()?;
-        }
+        let worked = pipeline::run(&cache, &files, &kernel, args.window.unwrap_or(0));
+        bytes += closed(&cache, files, worked).with_context(|| names.join(", "))?;
         results.push((names, kernel.result()));
     }
     let seconds = started.elapsed().as_secs_f64();
@@ -64,6 +67,18 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Closes the files of a job; what is lost with them is said beside what went wrong.
+fn closed(cache: &Cache, files: Vec<File>, worked: anyhow::Result<u64>) -> anyhow::Result<u64> {
+    let closing: Result<Vec<()>, _> = files.into_iter().map(File::close).collect();
+    let result = worked.and_then(|bytes| closing.map(|_| bytes).map_err(Into::into));
+    match setup::lost_bytes(cache) {
+        0 => result,
+        lost => result.with_context(|| {
+            format!("{lost} bytes that the device wrote could not be written back and are LOST")
+        }),
+    }
+}
+
 /// The sets of files that the kernel runs over, one after the other.
 fn jobs(args: &RunArgs) -> anyhow::Result<Vec<Vec<&Path>>> {
     let files: Vec<&Path> = args.files.iter().map(|f| f.as_path()).collect();
@@ -71,7 +86,23 @@ fn jobs(args: &RunArgs) -> anyhow::Result<Vec<Vec<&Path>>> {
         if files.len() != 2 {
             bail!("saxpy takes two files, X and Y (Y is changed), not {}", files.len());
         }
+        if is_same(files[0], files[1])? {
+            bail!(
+                "X and Y are the same file ({} and {}): give saxpy a copy of it as X",
+                files[0].display(),
+                files[1].display()
+            );
+        }
         return Ok(vec![files]);
     }
     Ok(files.into_iter().map(|f| vec![f]).collect())
+}
+
+/// Both names lead to one file.
+fn is_same(x: &Path, y: &Path) -> anyhow::Result<bool> {
+    let identity = |path: &Path| -> anyhow::Result<(u64, u64)> {
+        let meta = path.metadata().with_context(|| format!("opening {}", path.display()))?;
+        Ok((meta.dev(), meta.ino()))
+    };
+    Ok(identity(x)? == identity(y)?)
 }

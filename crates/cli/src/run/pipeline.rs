@@ -4,13 +4,18 @@
 //! one releases the last (which writes it back). A window is what travels: its pins, detached, go
 //! from stage to stage through channels of one place. The device's budget is the only brake that is
 //! needed: the pinning stage waits for a frame until the releasing stage has given one back.
+//!
+//! Each stage owns its ends of the channels, so one that ends early, for whatever reason, ends its
+//! neighbours: what they send or wait for has no other side any more.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, Scope};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use pageferry::{Cache, DetachedPin, File, Result};
+use parking_lot::Mutex;
 
 use super::kernels::Kernel;
 
@@ -32,33 +37,50 @@ pub(super) fn run(
     if lens.iter().any(|l| *l != bytes) {
         bail!("the files have different sizes: {lens:?} bytes");
     }
-    let frame = cache.frame_bytes();
-    let width = files.len() as u64;
-    if cache.memory_bytes() < width * frame {
-        bail!("{width} files at once need {width} frames: raise --device-memory or lower --frame");
-    }
-    let most = (cache.memory_bytes() / width / frame * frame).max(frame);
-    let usual = cache.memory_bytes() / (6 * width) / frame * frame;
-    let asked = if window == 0 { usual } else { window.next_multiple_of(frame) };
-    let step = asked.clamp(frame, most);
+    let step = step(cache, files.len() as u64, window)?;
     let bar = progress(bytes);
     let (to_compute, filled) = sync_channel(1);
     let (to_release, computed) = sync_channel(1);
-    std::thread::scope(|scope| {
-        let pinning = scope.spawn(move || pin(files, kernel, bytes, step, &to_compute));
-        let computing = scope.spawn(move || compute(cache, kernel, &filled, &to_release));
-        let releasing = release(&computed, &bar);
-        let stages = [joined(pinning), joined(computing), releasing];
-        // The stage that failed first is the cause; the others only noticed that it was gone.
-        stages.into_iter().collect::<Result<Vec<()>>>()
+    let failed = Mutex::new(None);
+    let note = |result: Result<()>| {
+        if let Err(error) = result {
+            failed.lock().get_or_insert(error);
+        }
+    };
+    let note = &note;
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        spawn(scope, move || note(pin(files, kernel, bytes, step, to_compute)))?;
+        spawn(scope, move || note(compute(cache, kernel, filled, to_release)))?;
+        note(release(computed, &bar));
+        Ok(())
     })?;
-    Ok(bytes * width)
+    let done = bar.position();
+    bar.finish_and_clear();
+    match failed.into_inner() {
+        Some(error) => Err(error).with_context(|| format!("stopped after {done} of {bytes} bytes")),
+        None => Ok(bytes * files.len() as u64),
+    }
 }
 
-fn joined(stage: std::thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
-    let lost =
-        |_| Err(pageferry::Error::KernelFailed("a stage of the pipeline ended early".into()));
-    stage.join().unwrap_or_else(lost)
+/// Bytes of a window: as asked, in whole frames, as far as all files' windows fit the device.
+fn step(cache: &Cache, width: u64, window: u64) -> anyhow::Result<u64> {
+    let (memory, frame) = (cache.memory_bytes(), cache.frame_bytes());
+    if memory < width * frame {
+        bail!("{width} files at once need {width} frames: raise --device-memory or lower --frame");
+    }
+    let most = (memory / width / frame * frame).max(frame);
+    let usual = memory / (6 * width) / frame * frame;
+    let whole = window.checked_next_multiple_of(frame).unwrap_or(most);
+    Ok(if window == 0 { usual } else { whole }.clamp(frame, most))
+}
+
+/// Starts a stage. One that cannot be started drops its ends of the channels, which ends the others.
+fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    stage: impl FnOnce() + Send + 'scope,
+) -> anyhow::Result<()> {
+    Builder::new().spawn_scoped(scope, stage).context("starting a thread of the pipeline")?;
+    Ok(())
 }
 
 fn pin(
@@ -66,7 +88,7 @@ fn pin(
     kernel: &Kernel,
     bytes: u64,
     step: u64,
-    out: &SyncSender<Window>,
+    out: SyncSender<Window>,
 ) -> Result<()> {
     let mut at = 0;
     while at < bytes {
@@ -86,8 +108,8 @@ fn pin(
 fn compute(
     cache: &Cache,
     kernel: &Kernel,
-    windows: &Receiver<Window>,
-    out: &SyncSender<Window>,
+    windows: Receiver<Window>,
+    out: SyncSender<Window>,
 ) -> Result<()> {
     const GROUP_BYTES: u64 = 256 << 10;
     for Window { range, pins } in windows {
@@ -106,14 +128,13 @@ fn compute(
     Ok(())
 }
 
-fn release(windows: &Receiver<Window>, bar: &ProgressBar) -> Result<()> {
+fn release(windows: Receiver<Window>, bar: &ProgressBar) -> Result<()> {
     for Window { range, pins } in windows {
         for pin in pins {
             pin.attach().release()?;
         }
         bar.inc(range.end - range.start);
     }
-    bar.finish_and_clear();
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Kernels over files larger than the device, against plain computations.
 
-use crate::{last_json, pageferry, pattern, scratch};
+use crate::{errors, last_json, pageferry, pattern, scratch, shell};
 
 const SMALL: [&str; 5] = ["--device-memory", "256k", "--frame", "64k", "--json"];
 
@@ -69,4 +69,41 @@ fn saxpy_over_two_files() {
     }
     std::fs::write(&y, b"short").unwrap();
     assert!(!pageferry(&args, &s.file).status.success(), "different sizes were accepted");
+}
+
+#[test]
+fn a_write_back_that_fails_ends_the_run() {
+    let s = scratch(4 << 20);
+    for kernel in ["add", "xor"] {
+        let line = format!("ulimit -f 128; $P run {kernel} $F --device-memory 1m --frame 64k");
+        let output = shell(&line, &s.file);
+        assert_eq!(output.status.code(), Some(1));
+        let message = errors(&output);
+        assert!(message.contains("File too large"), "{message}");
+        assert!(message.contains("stopped after") && message.contains("LOST"), "{message}");
+    }
+}
+
+#[test]
+fn saxpy_refuses_one_file_as_both() {
+    let s = scratch(64 << 10);
+    let (hard, soft) = (s.file.with_file_name("hard"), s.file.with_file_name("soft"));
+    std::fs::hard_link(&s.file, &hard).unwrap();
+    std::os::unix::fs::symlink(&s.file, &soft).unwrap();
+    for y in [&s.file, &hard, &soft] {
+        let output = pageferry(&["run", "saxpy", "FILE", y.to_str().unwrap()], &s.file);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(errors(&output).contains("same file"), "{}", errors(&output));
+    }
+    assert!(std::fs::read(&s.file).unwrap() == pattern(64 << 10));
+}
+
+#[test]
+fn no_file_is_changed_if_another_cannot_be() {
+    let s = scratch(8192);
+    for other in ["/nonexistent/file", "/"] {
+        let output = pageferry(&["run", "add", "FILE", other], &s.file);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(std::fs::read(&s.file).unwrap() == pattern(8192), "{other}");
+    }
 }
