@@ -10,7 +10,7 @@ use crate::size;
 ///
 /// Start with `pageferry demo`. Sizes take k, m, g and t (powers of 1024).
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "pageferry", version, max_term_width = 100)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -32,6 +32,33 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure, each figure against a floor taken in the same run.
     Bench(BenchArgs),
+}
+
+impl Command {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Command::Demo(_) => "demo",
+            Command::Run(_) => "run",
+            Command::Io(_) => "io",
+            Command::Stat(_) => "stat",
+            Command::Where(_) => "where",
+            Command::Doctor(_) => "doctor",
+            Command::Bench(_) => "bench",
+        }
+    }
+
+    /// Programs read the output.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Command::Demo(args) => args.json,
+            Command::Run(args) => args.json,
+            Command::Io(args) => args.json,
+            Command::Stat(args) => args.json,
+            Command::Where(args) => args.json,
+            Command::Doctor(args) => args.json,
+            Command::Bench(args) => args.json,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,11 @@ use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
 
+/// Prints a complaint to standard error. If nobody reads that, there is nobody left to tell.
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "pageferry: {text}");
+}
+
 /// Prints a line to standard output.
 ///
 /// # Errors
@@ -32,14 +37,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A hex dump, sixteen bytes a line, as xfs_io prints it.
-pub(crate) fn dump(offset: u64, bytes: &[u8]) -> Vec<String> {
-    let row = |(at, row): (usize, &[u8])| {
+pub(crate) fn dump(offset: u64, bytes: &[u8]) -> impl Iterator<Item = String> + '_ {
+    let row = move |(at, row): (usize, &[u8])| {
         let hex: Vec<String> = row.iter().map(|b| format!("{b:02x}")).collect();
         let shown = |b: &u8| if b.is_ascii_graphic() { char::from(*b) } else { '.' };
         let text: String = row.iter().map(shown).collect();
         format!("{:08x}:  {:<47}  {text}", offset + 16 * at as u64, hex.join(" "))
     };
-    bytes.chunks(16).enumerate().map(row).collect()
+    bytes.chunks(16).enumerate().map(row)
 }
 
 /// A table that fits the terminal, or 100 columns where there is none.

@@ -321,7 +321,7 @@ fn buffer(range: &Range<u64>) -> Result<Vec<u8>, Failure> {
 fn read_reply(what: &str, range: &Range<u64>, bytes: &[u8], verbose: bool) -> Reply {
     let mut reply = Reply::line(moved(what, range)).with("bytes", bytes.len() as u64);
     if verbose {
-        reply.lines = dump(range.start, bytes).into_iter().chain(reply.lines).collect();
+        reply.lines = dump(range.start, bytes).chain(reply.lines).collect();
         reply = reply.with("data", hex(bytes));
     }
     reply

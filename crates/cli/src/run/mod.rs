@@ -51,7 +51,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
             .collect();
         let total = kernels::total(results.iter().map(|(_, r)| r));
         line(json!({
-            "kernel": format!("{:?}", args.kernel).to_lowercase(), "result": total, "files": per_file,
+            "ok": true, "kernel": format!("{:?}", args.kernel).to_lowercase(), "result": total, "files": per_file,
             "bytes": bytes, "seconds": seconds, "counters": counters,
         }).to_string())?;
         return Ok(true);

@@ -4,6 +4,7 @@ mod demo;
 mod doctor;
 mod io;
 mod run;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
