@@ -137,7 +137,8 @@ pub(crate) struct IoArgs {
     #[arg(long, value_parser = size::parse, default_value = "2m")]
     pub(crate) frame: u64,
     /// Away pages are written back after so many seconds; 0: never by age.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(long, value_name = "SECONDS", value_parser = size::seconds, default_value = "5",
+        allow_negative_numbers = true)]
     pub(crate) flush_age: f64,
     /// One JSON object for each command.
     #[arg(long)]
@@ -148,7 +149,7 @@ pub(crate) struct IoArgs {
     /// Create the file if it is not there.
     #[arg(short = 'f')]
     pub(crate) create: bool,
-    /// Open read-only.
+    /// Open read-only; with -f after creating it.
     #[arg(short = 'r', conflicts_with = "truncate")]
     pub(crate) read_only: bool,
     /// Truncate the file when opening it.

@@ -9,11 +9,16 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let (digits, suffix) = split(&lower);
     let shift = match suffix {
-        "" | "b" => 0,
+        "" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
+        "b" => {
+            return Err(format!(
+                "'{text}': in xfs_io, b is a block of 4096 bytes: write bytes without a unit, or use k"
+            ));
+        }
         other => return Err(format!("'{text}': unknown unit '{other}' (use k, m, g or t)")),
     };
     let value = integer(digits).ok_or_else(|| format!("'{text}' is not a number of bytes"))?;
@@ -47,6 +52,15 @@ pub(crate) fn byte(text: &str) -> Result<u8, String> {
     let value = integer(&text.to_ascii_lowercase());
     let byte = value.and_then(|v| u8::try_from(v).ok());
     byte.ok_or_else(|| format!("'{text}' is not a byte from 0 to 255"))
+}
+
+/// Parses a time in seconds.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|s: &f64| (0.0..=1e9).contains(s));
+    seconds.ok_or_else(|| format!("'{text}' is not a time in seconds, from 0 to 1000000000"))
 }
 
 /// Bytes for people.
@@ -95,11 +109,14 @@ mod tests {
             "99999999999999999999",
             "17179869184g",
             "09",
+            "4b",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!((byte("0xff"), byte("255"), byte("0377")), (Ok(255), Ok(255), Ok(255)));
         assert!(byte("256").is_err() && byte("-1").is_err() && byte("").is_err());
+        assert_eq!(seconds("0.5"), Ok(0.5));
+        assert!(["nan", "inf", "-1", "", "1e10"].iter().all(|t| seconds(t).is_err()));
     }
 
     proptest! {

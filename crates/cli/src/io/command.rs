@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use pageferry::Error;
 use serde_json::{Map, Value};
+
+use crate::failure::Failure;
 
 /// One command.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,12 +17,12 @@ pub(super) enum Command {
     DSum { range: Range<u64> },
     DAdd { n: u32, range: Range<u64> },
     Mmap { read_only: bool, range: Range<u64> },
-    MRead { verbose: bool, range: Range<u64> },
-    MWrite { byte: u8, range: Range<u64> },
+    MRead { verbose: bool, range: Option<Range<u64>> },
+    MWrite { byte: u8, range: Option<Range<u64>> },
     Munmap,
-    Msync,
-    PRead { verbose: bool, range: Range<u64> },
-    PWrite { byte: u8, range: Range<u64> },
+    Msync { waits: bool, range: Option<Range<u64>> },
+    PRead { look: Look, range: Range<u64> },
+    PWrite { fill: Fill, range: Range<u64> },
     Fsync,
     Truncate { bytes: u64 },
     Punch { range: Range<u64> },
@@ -38,41 +41,51 @@ pub(super) enum Command {
     Help,
 }
 
-/// A command that failed.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Failure {
-    pub(super) kind: String,
-    pub(super) errno: i32,
-    pub(super) message: String,
+/// How to read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Look {
+    pub(super) verbose: bool,
+    pub(super) quiet: bool,
+    pub(super) buffer: Option<u64>,
 }
 
-impl Failure {
-    /// The line itself is wrong.
-    pub(super) fn usage(message: impl Into<String>) -> Failure {
-        Failure { kind: "usage".into(), errno: libc::EINVAL, message: message.into() }
-    }
+/// What to write, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Fill {
+    pub(super) byte: u8,
+    pub(super) quiet: bool,
+    pub(super) buffer: Option<u64>,
 }
 
-impl From<pageferry::Error> for Failure {
-    fn from(error: pageferry::Error) -> Failure {
-        Failure { kind: error.kind().into(), errno: error.errno(), message: error.to_string() }
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::told(&error, error.to_string())
     }
 }
 
 /// A command that worked: lines for people, fields for programs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reply {
+    /// Bytes to show, and where they begin.
+    pub(super) dump: Option<(u64, Vec<u8>)>,
     pub(super) lines: Vec<String>,
     pub(super) fields: Map<String, Value>,
 }
 
 impl Reply {
     pub(super) fn line(text: impl Into<String>) -> Reply {
-        Reply { lines: vec![text.into()], fields: Map::new() }
+        Reply { lines: vec![text.into()], ..Reply::default() }
     }
 
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Reply {
         self.fields.insert(name.into(), value.into());
+        self
+    }
+
+    pub(super) fn quiet(mut self, quiet: bool) -> Reply {
+        if quiet {
+            (self.dump, self.lines) = (None, Vec::new());
+        }
         self
     }
 }

@@ -1,69 +1,32 @@
 //! From a line to a command.
 
-use std::ops::Range;
-
-use super::command::{Command, Failure};
+use super::command::{Command, Fill, Look};
+use super::words::{Parsed, Words, number};
+use crate::failure::Failure;
 use crate::size;
 
-type Parsed<T> = Result<T, Failure>;
+/// What xfs_io writes if not told otherwise.
+const PWRITE_FILL: u8 = 0xcd;
+const MWRITE_FILL: u8 = b'X';
 
-/// The arguments of a command, taken one by one.
-struct Words<'a> {
-    name: &'a str,
-    words: std::iter::Peekable<std::str::SplitWhitespace<'a>>,
-}
-
-impl<'a> Words<'a> {
-    /// Takes a flag if it is next.
-    fn flag(&mut self, flag: &str) -> bool {
-        self.words.next_if(|w| *w == flag).is_some()
-    }
-
-    fn word(&mut self, what: &str) -> Parsed<&'a str> {
-        let missing = || Failure::usage(format!("{}: {what} is missing; try help", self.name));
-        self.words.next().ok_or_else(missing)
-    }
-
-    fn size(&mut self, what: &str) -> Parsed<u64> {
-        let word = self.word(what)?;
-        size::parse(word).map_err(|e| Failure::usage(format!("{}: {what}: {e}", self.name)))
-    }
-
-    fn range(&mut self) -> Parsed<Range<u64>> {
-        let (off, len) = (self.size("OFF")?, self.size("LEN")?);
-        let end = off.checked_add(len);
-        let wraps = || Failure::usage(format!("{}: OFF + LEN is more than 2^64", self.name));
-        Ok(off..end.ok_or_else(wraps)?)
-    }
-
-    fn pattern(&mut self) -> Parsed<u8> {
-        if !self.flag("-S") {
-            return Err(Failure::usage(format!("{}: -S BYTE is missing; try help", self.name)));
+/// The options of a command, as getopt has them; `None`: there is no such command.
+fn options(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "pin" => "wot:",
+        "unpin" | "fzero" | "falloc" => "k",
+        "dread" => "v",
+        "mread" => "vf",
+        "pread" => "vqb:",
+        "dwrite" | "mwrite" => "S:",
+        "pwrite" => "S:qb:",
+        "mmap" => "rw",
+        "msync" => "sa",
+        "dsum" | "dadd" | "munmap" | "fsync" | "truncate" | "fpunch" | "fcollapse" | "finsert"
+        | "prefetch" | "evict" | "flush" | "where" | "stats" | "fail" | "sleep" | "help" | "?" => {
+            ""
         }
-        let word = self.word("BYTE")?;
-        size::byte(word).map_err(|e| Failure::usage(format!("{}: {e}", self.name)))
-    }
-
-    fn seconds(&mut self) -> Parsed<f64> {
-        let word = self.word("SECONDS")?;
-        let seconds = word.parse().ok().filter(|s: &f64| s.is_finite() && (0.0..=1e9).contains(s));
-        let wrong = || Failure::usage(format!("{}: '{word}' is not a time in seconds", self.name));
-        seconds.ok_or_else(wrong)
-    }
-
-    fn number(word: &str, name: &str) -> Parsed<u32> {
-        let value = size::parse(word).ok().and_then(|n| u32::try_from(n).ok());
-        value.ok_or_else(|| {
-            Failure::usage(format!("{name}: '{word}' is not a number from 0 to 2^32-1"))
-        })
-    }
-
-    fn end(mut self) -> Parsed<()> {
-        match self.words.next() {
-            None => Ok(()),
-            Some(more) => Err(Failure::usage(format!("{}: what is '{more}'? try help", self.name))),
-        }
-    }
+        _ => return None,
+    })
 }
 
 /// Parses one line, which is not empty.
@@ -71,71 +34,86 @@ pub(super) fn parse(line: &str) -> Parsed<Command> {
     if let Some(command) = line.strip_prefix('!') {
         return Ok(Command::Shell { command: command.trim().to_owned() });
     }
-    let mut words = line.split_whitespace().peekable();
+    let mut words = line.split_whitespace();
     let name = words.next().unwrap_or_default();
-    let mut w = Words { name, words };
-    let command = match name {
-        "pin" => pin(&mut w)?,
-        "unpin" => {
-            let keep = w.flag("-k");
-            let id = w.words.next().map(|word| Words::number(word, name)).transpose()?;
-            Command::Unpin { keep, id }
+    let unknown = || Failure::usage(format!("there is no command '{name}'; try help"));
+    let mut words = Words::new(words, options(name).ok_or_else(unknown)?)?;
+    let command = command(name, &mut words)?;
+    words.end()?;
+    Ok(command)
+}
+
+fn command(name: &str, w: &mut Words<'_>) -> Parsed<Command> {
+    Ok(match name {
+        "pin" => Command::Pin {
+            write: w.flag('w'),
+            overwrite: w.flag('o'),
+            timeout: w.value('t').map(size::seconds).transpose().map_err(Failure::usage)?,
+            range: w.range()?,
+        },
+        "unpin" => Command::Unpin { keep: w.flag('k'), id: w.next().map(number).transpose()? },
+        "dread" => Command::DRead { verbose: w.flag('v'), range: w.range()? },
+        "dwrite" => {
+            let byte =
+                w.pattern()?.ok_or_else(|| Failure::usage("-S BYTE is missing; try help"))?;
+            Command::DWrite { byte, range: w.range()? }
         }
-        "dread" => Command::DRead { verbose: w.flag("-v"), range: w.range()? },
-        "mread" => Command::MRead { verbose: w.flag("-v"), range: w.range()? },
-        "pread" => Command::PRead { verbose: w.flag("-v"), range: w.range()? },
-        "dwrite" => Command::DWrite { byte: w.pattern()?, range: w.range()? },
-        "mwrite" => Command::MWrite { byte: w.pattern()?, range: w.range()? },
-        "pwrite" => Command::PWrite { byte: w.pattern()?, range: w.range()? },
         "dsum" => Command::DSum { range: w.range()? },
-        "dadd" => Command::DAdd { n: Words::number(w.word("N")?, name)?, range: w.range()? },
-        "mmap" => {
-            let read_only = w.flag("-r");
-            // xfs_io also has -w, which is the default here.
-            let _ = w.flag("-w");
-            Command::Mmap { read_only, range: w.range()? }
+        "dadd" => Command::DAdd { n: number(w.word("N")?)?, range: w.range()? },
+        "mmap" | "mread" | "mwrite" | "munmap" | "msync" => return mapping(name, w),
+        "pread" => {
+            let look = Look { verbose: w.flag('v'), quiet: w.flag('q'), buffer: w.buffer()? };
+            Command::PRead { look, range: w.range()? }
         }
-        "munmap" => Command::Munmap,
-        "msync" => Command::Msync,
+        "pwrite" => {
+            let byte = w.pattern()?.unwrap_or(PWRITE_FILL);
+            let fill = Fill { byte, quiet: w.flag('q'), buffer: w.buffer()? };
+            Command::PWrite { fill, range: w.range()? }
+        }
         "fsync" => Command::Fsync,
         "truncate" => Command::Truncate { bytes: w.size("LEN")? },
         "fpunch" => Command::Punch { range: w.range()? },
-        "fzero" => Command::Zero { keep_size: w.flag("-k"), range: w.range()? },
-        "falloc" => Command::Allocate { keep_size: w.flag("-k"), range: w.range()? },
+        "fzero" => Command::Zero { keep_size: w.flag('k'), range: w.range()? },
+        "falloc" => Command::Allocate { keep_size: w.flag('k'), range: w.range()? },
         "fcollapse" => Command::Collapse { range: w.range()? },
         "finsert" => Command::Insert { range: w.range()? },
         "prefetch" => Command::Prefetch { range: w.range()? },
         "evict" => Command::Evict { range: w.range()? },
-        "flush" if w.words.peek().is_none() => Command::Flush { range: 0..u64::MAX },
-        "flush" => Command::Flush { range: w.range()? },
+        "flush" => Command::Flush { range: w.optional_range()?.unwrap_or(0..u64::MAX) },
         "where" => Command::Where { range: w.range()? },
         "stats" => Command::Stats,
-        "fail" => {
-            let point = w.word("POINT")?.to_owned();
-            let count = w.words.next().map(|word| Words::number(word, name)).transpose()?;
-            Command::Fail { point, count: count.unwrap_or(1) }
+        "fail" => Command::Fail {
+            point: w.word("POINT")?.to_owned(),
+            count: w.next().map(number).transpose()?.unwrap_or(1),
+        },
+        "sleep" => {
+            Command::Sleep { seconds: size::seconds(w.word("SECONDS")?).map_err(Failure::usage)? }
         }
-        "sleep" => Command::Sleep { seconds: w.seconds()? },
-        "help" | "?" => Command::Help,
-        _ => return Err(Failure::usage(format!("there is no command '{name}'; try help"))),
-    };
-    w.end()?;
-    Ok(command)
+        _ => Command::Help,
+    })
 }
 
-fn pin(w: &mut Words<'_>) -> Parsed<Command> {
-    let (mut write, mut overwrite, mut timeout) = (false, false, None);
-    loop {
-        if w.flag("-w") {
-            write = true;
-        } else if w.flag("-o") {
-            overwrite = true;
-        } else if w.flag("-t") {
-            timeout = Some(w.seconds()?);
-        } else {
-            return Ok(Command::Pin { write, overwrite, timeout, range: w.range()? });
+fn mapping(name: &str, w: &mut Words<'_>) -> Parsed<Command> {
+    Ok(match name {
+        "mmap" => {
+            // As in xfs_io: neither is both.
+            let read_only = w.flag('r') && !w.flag('w');
+            Command::Mmap { read_only, range: w.range()? }
         }
-    }
+        "mread" => {
+            let verbose = w.flag('v') || w.flag('f');
+            Command::MRead { verbose, range: w.optional_range()? }
+        }
+        "mwrite" => {
+            let byte = w.pattern()?.unwrap_or(MWRITE_FILL);
+            Command::MWrite { byte, range: w.optional_range()? }
+        }
+        "msync" if w.flag('s') && w.flag('a') => {
+            return Err(Failure::usage("-s waits for storage and -a does not: choose one"));
+        }
+        "msync" => Command::Msync { waits: !w.flag('a'), range: w.optional_range()? },
+        _ => Command::Munmap,
+    })
 }
 
 #[cfg(test)]
@@ -143,21 +121,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn pwrite(byte: u8, quiet: bool, buffer: Option<u64>) -> Command {
+        Command::PWrite { fill: Fill { byte, quiet, buffer }, range: 0..4096 }
+    }
+
     #[test]
     fn lines_as_xfs_io_takes_them() {
-        assert_eq!(
-            parse("pwrite -S 0xcd 4k 8k"),
-            Ok(Command::PWrite { byte: 0xcd, range: 4096..12288 })
-        );
-        assert_eq!(
-            parse("  pin -w -t 0.5 0 1m "),
-            Ok(Command::Pin {
-                write: true,
-                overwrite: false,
-                timeout: Some(0.5),
-                range: 0..1 << 20
-            })
-        );
+        for line in ["pwrite 0 4k", "pwrite -S 0xcd 0 4k", "pwrite 0 -S 205 4k", "pwrite -- 0 4k"] {
+            assert_eq!(parse(line), Ok(pwrite(0xcd, false, None)), "{line}");
+        }
+        for line in ["pwrite -q -b 1k -S1 0 4k", "pwrite 0 4k -qb1k -S 1"] {
+            assert_eq!(parse(line), Ok(pwrite(1, true, Some(1024))), "{line}");
+        }
+        let look = Look { verbose: true, quiet: true, buffer: None };
+        assert_eq!(parse("pread -vq 0 1"), Ok(Command::PRead { look, range: 0..1 }));
+        let map = |read_only| Ok(Command::Mmap { read_only, range: 0..4096 });
+        for (line, read_only) in
+            [("mmap -rw 0 4k", false), ("mmap 0 4k", false), ("mmap -r 0 4k", true)]
+        {
+            assert_eq!(parse(line), map(read_only), "{line}");
+        }
+        let whole = |waits| Ok(Command::Msync { waits, range: None });
+        assert_eq!((parse("msync"), parse("msync -a")), (whole(true), whole(false)));
+        assert_eq!(parse("msync -s 0 1"), Ok(Command::Msync { waits: true, range: Some(0..1) }));
+        assert_eq!(parse("mwrite"), Ok(Command::MWrite { byte: b'X', range: None }));
+    }
+
+    #[test]
+    fn lines_of_our_own() {
+        let dread = Ok(Command::DRead { verbose: true, range: 0..4096 });
+        assert_eq!((parse("dread -v 0 4k"), parse("dread 0 4k -v")), (dread.clone(), dread));
+        let pin =
+            Command::Pin { write: true, overwrite: false, timeout: Some(0.5), range: 0..1 << 20 };
+        assert_eq!(parse("  pin -w -t 0.5 0 1m "), Ok(pin));
         assert_eq!(parse("unpin -k 3"), Ok(Command::Unpin { keep: true, id: Some(3) }));
         assert_eq!(parse("!echo  a"), Ok(Command::Shell { command: "echo  a".into() }));
         assert_eq!(parse("flush"), Ok(Command::Flush { range: 0..u64::MAX }));
@@ -168,9 +164,17 @@ mod tests {
         for (line, part) in [
             ("pin 0", "LEN is missing"),
             ("pin 0 4x", "unknown unit"),
-            ("pwrite 0 4k", "-S BYTE"),
+            ("pin 0 4b", "block"),
+            ("pin -t 0 4k", "LEN is missing"),
+            ("pin 0 4k -t", "value of -t"),
+            ("dwrite 0 4k", "-S BYTE"),
             ("pwrite -S 256 0 4k", "0 to 255"),
+            ("pwrite -b 0 0 4k", "-b"),
             ("pread 0 4k more", "'more'"),
+            ("dread -q 0 4k", "unknown option '-q'"),
+            ("dread --verbose 0 4k", "unknown option '--verbose'"),
+            ("dread -: 0 4k", "unknown option"),
+            ("msync -sa", "choose"),
             ("dread 18446744073709551615 1", "2^64"),
             ("frobnicate", "no command"),
             ("sleep -1", "seconds"),
@@ -189,7 +193,7 @@ mod tests {
         }
 
         #[test]
-        fn no_words_are_a_panic(words in prop::collection::vec("(pin|dread|fail|dadd|-[wotvS]|[0-9]{1,22}[kmgx]?|0x[0-9a-f]*)", 0..6)) {
+        fn no_words_are_a_panic(words in prop::collection::vec("(pin|dread|fail|dadd|pwrite|-[wotvSqb:]{1,2}|[0-9]{1,22}[kmgx]?|0x[0-9a-f]*)", 0..6)) {
             let _ = parse(&words.join(" "));
         }
     }

@@ -9,32 +9,33 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pageferry::soft::{FailPoint, SoftDevice};
-use pageferry::{After, Cache, File, Map, Pin, PinMode, View, Wait};
+use pageferry::{After, Cache, Error, File, Map, Pin, PinMode, Wait};
 use serde_json::Value;
 
-use super::command::{Command, Failure, Reply};
+use super::command::{Command, Fill, Look, Reply};
 use super::{HELP, data, placement_json, state_name};
 use crate::args::IoArgs;
-use crate::output::{dump, hex};
+use crate::failure::Failure;
+use crate::output::hex;
 use crate::setup;
 use crate::size::human;
 
 pub(super) struct Session {
-    cache: Cache,
+    pub(super) cache: Cache,
     device: Arc<SoftDevice>,
-    file: File,
-    pins: BTreeMap<u32, Pin>,
+    pub(super) file: File,
+    pub(super) pins: BTreeMap<u32, Pin>,
     next_pin: u32,
-    map: Option<Map>,
+    pub(super) map: Option<Map>,
 }
 
-type Done = Result<Reply, Failure>;
+pub(super) type Done = Result<Reply, Failure>;
 
-fn len(range: &Range<u64>) -> u64 {
+pub(super) fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-fn moved(verb: &str, range: &Range<u64>) -> String {
+pub(super) fn moved(verb: &str, range: &Range<u64>) -> String {
     format!("{verb} {} bytes at offset {}", len(range), range.start)
 }
 
@@ -55,17 +56,17 @@ impl Session {
         Ok(Session { cache, device, file, pins: BTreeMap::new(), next_pin: 1, map: None })
     }
 
-    /// Releases what is held; what fails is returned.
-    pub(super) fn close(mut self) -> Vec<Failure> {
-        let mut failures: Vec<Failure> = Vec::new();
+    /// Releases what is held; returns what has to be said about that.
+    pub(super) fn close(mut self) -> Vec<String> {
+        let mut errors: Vec<Error> = Vec::new();
         for (_, pin) in std::mem::take(&mut self.pins) {
-            failures.extend(pin.release().err().map(Failure::from));
+            errors.extend(pin.release().err());
         }
         if let Some(map) = self.map.take() {
-            failures.extend(map.unmap().err().map(Failure::from));
+            errors.extend(map.unmap().err());
         }
-        failures.extend(self.file.close().err().map(Failure::from));
-        failures
+        errors.extend(self.file.close().err());
+        errors.iter().map(ToString::to_string).collect()
     }
 
     pub(super) fn run(&mut self, command: Command) -> Done {
@@ -74,76 +75,32 @@ impl Session {
                 self.pin(write, overwrite, timeout, range)
             }
             Command::Unpin { keep, id } => self.unpin(keep, id),
-            Command::DRead { verbose, range } => {
-                let bytes = self.with_view(&range, false, |view, _| data::read(view, &range))?;
-                Ok(read_reply("device read", &range, &bytes, verbose))
-            }
-            Command::DWrite { byte, range } => {
-                self.with_view(&range, true, |view, _| data::fill(view, &range, byte))?;
-                Ok(Reply::line(moved("device wrote", &range)).with("bytes", len(&range)))
-            }
-            Command::DSum { range } => {
-                let sum =
-                    self.with_view(&range, false, |view, cache| data::sha256(cache, view, &range))?;
-                let text = format!("{sum}  bytes {}..{}", range.start, range.end);
-                Ok(Reply::line(text).with("sha256", sum).with("bytes", len(&range)))
-            }
-            Command::DAdd { n, range } => {
-                self.with_view(&range, true, |view, cache| data::add(cache, view, &range, n))?;
-                let whole = len(&range) / 4;
-                Ok(Reply::line(format!(
-                    "device added {n} to {whole} u32 at offset {}",
-                    range.start
-                ))
-                .with("bytes", len(&range)))
-            }
+            Command::DRead { verbose, range } => self.dread(verbose, &range),
+            Command::DWrite { byte, range } => self.dwrite(byte, &range),
+            Command::DSum { range } => self.dsum(&range),
+            Command::DAdd { n, range } => self.dadd(n, &range),
             Command::Mmap { read_only, range } => self.mmap(read_only, range),
-            Command::MRead { verbose, range } => {
-                let (map, at) = self.mapping(&range)?;
-                let mut bytes = buffer(&range)?;
-                map.read(at, &mut bytes)?;
-                Ok(read_reply("mapping read", &range, &bytes, verbose))
+            Command::MRead { verbose, range } => self.mread(verbose, range),
+            Command::MWrite { byte, range } => self.mwrite(byte, range),
+            Command::Munmap => self.munmap(),
+            Command::Msync { waits, range } => self.msync(waits, range),
+            Command::PRead { look, range } => self.pread(look, &range),
+            Command::PWrite { fill, range } => self.pwrite(fill, &range),
+            Command::Stats => Ok(self.stats()),
+            Command::Fail { point, count } => self.fail(&point, count),
+            Command::Sleep { seconds } => {
+                std::thread::sleep(Duration::from_secs_f64(seconds));
+                Ok(Reply::line(format!("slept {seconds} s")))
             }
-            Command::MWrite { byte, range } => {
-                let (map, at) = self.mapping(&range)?;
-                let mut bytes = buffer(&range)?;
-                bytes.fill(byte);
-                map.write(at, &bytes)?;
-                Ok(Reply::line(moved("mapping wrote", &range)).with("bytes", len(&range)))
-            }
-            Command::Munmap => match self.map.take() {
-                Some(map) => {
-                    map.unmap()?;
-                    Ok(Reply::line("unmapped"))
-                }
-                None => Err(no_mapping()),
-            },
-            Command::Msync => {
-                let map = self.map.as_ref().ok_or_else(no_mapping)?;
-                map.sync(0..map.len())?;
-                Ok(Reply::line("synced the mapping"))
-            }
-            Command::PRead { verbose, range } => {
-                let mut bytes = buffer(&range)?;
-                let n = self.file.read_at(&mut bytes, range.start)?;
-                bytes.truncate(n);
-                let got = range.start..range.start + n as u64;
-                Ok(read_reply("read", &got, &bytes, verbose))
-            }
-            Command::PWrite { byte, range } => {
-                let mut bytes = buffer(&range)?;
-                bytes.fill(byte);
-                self.file.write_at(&bytes, range.start)?;
-                Ok(Reply::line(moved("wrote", &range)).with("bytes", len(&range)))
-            }
+            Command::Shell { command } => shell(&command),
+            Command::Help => Ok(Reply::line(HELP).with("text", HELP)),
             other => self.run_on_file(other),
         }
     }
 
-    fn run_on_file(&mut self, command: Command) -> Done {
+    fn run_on_file(&self, command: Command) -> Done {
         let file = &self.file;
         Ok(match command {
-            Command::Fsync => file.sync().map(|()| Reply::line("synced"))?,
             Command::Truncate { bytes } => {
                 file.set_len(bytes)?;
                 Reply::line(format!("truncated to {bytes} bytes")).with("bytes", bytes)
@@ -182,19 +139,30 @@ impl Session {
                 Reply::line(format!("wrote back {bytes} bytes")).with("bytes", bytes)
             }
             Command::Where { range } => self.placement(range)?,
-            Command::Stats => self.stats(),
-            Command::Fail { point, count } => {
-                let point: FailPoint = point.parse().map_err(|e| Failure::usage(format!("{e}")))?;
-                self.device.arm(point, count);
-                Reply::line(format!("{point} will fail")).with("count", count)
-            }
-            Command::Sleep { seconds } => {
-                std::thread::sleep(Duration::from_secs_f64(seconds));
-                Reply::line(format!("slept {seconds} s"))
-            }
-            Command::Shell { command } => shell(&command)?,
-            _ => Reply::line(HELP),
+            _ => file.sync().map(|()| Reply::line("synced"))?,
         })
+    }
+
+    fn pread(&self, look: Look, range: &Range<u64>) -> Done {
+        // No further than the file: the buffer and the time depend on it.
+        let end = range.end.min(self.file.len()?).max(range.start);
+        let read = |bytes: &mut [u8], at| self.file.read_at(bytes, at);
+        let (bytes, n) = data::pull(&(range.start..end), look.buffer, look.verbose, read)?;
+        Ok(read_reply("read", range.start, n, bytes).quiet(look.quiet))
+    }
+
+    fn pwrite(&self, fill: Fill, range: &Range<u64>) -> Done {
+        if i64::try_from(range.end).is_err() {
+            let (start, end) = (range.start, range.end);
+            let text = format!("bytes {start}..{end} end beyond the largest file there can be");
+            return Err(Failure::told(
+                &Error::Os { what: String::new(), errno: libc::EFBIG },
+                text,
+            ));
+        }
+        let write = |bytes: &[u8], at| self.file.write_at(bytes, at);
+        data::push(range, fill.buffer, fill.byte, write)?;
+        Ok(Reply::line(moved("wrote", range)).with("bytes", len(range)).quiet(fill.quiet))
     }
 
     fn pin(
@@ -204,10 +172,10 @@ impl Session {
         timeout: Option<f64>,
         range: Range<u64>,
     ) -> Done {
-        let mode = match (write, overwrite) {
-            (_, true) => PinMode::Overwrite,
-            (true, false) => PinMode::Write,
-            (false, false) => PinMode::Read,
+        let (mode, what) = match (write, overwrite) {
+            (_, true) => (PinMode::Overwrite, "overwriting"),
+            (true, false) => (PinMode::Write, "writing"),
+            (false, false) => (PinMode::Read, "reading"),
         };
         let wait = match timeout {
             None => Wait::Block,
@@ -218,18 +186,15 @@ impl Session {
         let id = self.next_pin;
         self.next_pin += 1;
         self.pins.insert(id, pin);
-        let what = if mode == PinMode::Read { "reading" } else { "writing" };
         let text = format!("pin {id}: bytes {}..{} for {what}", range.start, range.end);
         Ok(Reply::line(text).with("pin", id).with("bytes", len(&range)))
     }
 
     fn unpin(&mut self, keep: bool, id: Option<u32>) -> Done {
         let id = id.or_else(|| self.pins.keys().next_back().copied());
-        let id = id.ok_or_else(|| Failure::usage("unpin: nothing is pinned"))?;
-        let pin = self
-            .pins
-            .remove(&id)
-            .ok_or_else(|| Failure::usage(format!("unpin: there is no pin {id}")))?;
+        let id = id.ok_or_else(|| Failure::usage("nothing is pinned"))?;
+        let pin = self.pins.remove(&id);
+        let pin = pin.ok_or_else(|| Failure::usage(format!("there is no pin {id}")))?;
         let after = if keep { After::KeepAway } else { After::WriteBack };
         let bytes = pin.release_with(after)?;
         let text = if keep {
@@ -240,49 +205,23 @@ impl Session {
         Ok(Reply::line(text).with("pin", id).with("bytes", bytes))
     }
 
-    /// A view for the range: a pin's that covers it, or one that faults.
-    fn with_view<T>(
-        &self,
-        range: &Range<u64>,
-        writes: bool,
-        work: impl FnOnce(&View<'_>, &Cache) -> Result<T, pageferry::Error>,
-    ) -> Result<T, Failure> {
-        let covers = |p: &&Pin| p.range().start <= range.start && range.end <= p.range().end;
-        let covering: Vec<&Pin> = self.pins.values().filter(covers).collect();
-        let writing = covering.iter().find(|p| p.mode() != PinMode::Read);
-        if let Some(pin) = writing.or(covering.first()) {
-            return Ok(work(&pin.view()?, &self.cache)?);
+    fn fail(&self, point: &str, count: u32) -> Done {
+        let point: FailPoint = point.parse().map_err(|e| Failure::usage(format!("{e}")))?;
+        let text = match (point, count) {
+            (FailPoint::Lost, 0) => {
+                // The device cannot forget this one alone.
+                self.device.disarm();
+                "nothing is armed any more".into()
+            }
+            (FailPoint::Lost, _) => "the device will be lost at its next operation".into(),
+            (point, 0) => format!("{point} is disarmed"),
+            (point, 1) => format!("the next {point} will fail"),
+            (point, n) => format!("the next {n} of {point} will fail"),
+        };
+        if (point, count) != (FailPoint::Lost, 0) {
+            self.device.arm(point, count);
         }
-        let view = self.file.view(writes)?;
-        let result = work(&view, &self.cache);
-        let closed = view.close();
-        let value = result?;
-        closed?;
-        Ok(value)
-    }
-
-    fn mmap(&mut self, read_only: bool, range: Range<u64>) -> Done {
-        // As in xfs_io, a new mapping becomes the current one.
-        if let Some(old) = self.map.take() {
-            old.unmap()?;
-        }
-        let map = self.file.map(range, !read_only)?;
-        let (start, bytes) = (map.offset(), map.len() as u64);
-        self.map = Some(map);
-        Ok(Reply::line(format!("mapped bytes {start}..{}", start + bytes)).with("bytes", bytes))
-    }
-
-    /// The mapping and the offset in it of a range given in bytes of the file.
-    fn mapping(&self, range: &Range<u64>) -> Result<(&Map, usize), Failure> {
-        let map = self.map.as_ref().ok_or_else(no_mapping)?;
-        let whole = map.offset()..map.offset() + map.len() as u64;
-        if range.start < whole.start || range.end > whole.end {
-            return Err(Failure::usage(format!(
-                "bytes {}..{} are outside of the mapping of {}..{}",
-                range.start, range.end, whole.start, whole.end
-            )));
-        }
-        Ok((map, (range.start - whole.start) as usize))
+        Ok(Reply::line(text).with("count", count))
     }
 
     fn placement(&self, range: Range<u64>) -> Done {
@@ -309,35 +248,27 @@ impl Session {
     }
 }
 
-fn no_mapping() -> Failure {
-    Failure::usage("nothing is mapped; use mmap OFF LEN first")
-}
-
-/// A host buffer for a range; more than the machine could ever hold is an error, not an abort.
-fn buffer(range: &Range<u64>) -> Result<Vec<u8>, Failure> {
-    data::buffer(len(range)).map_err(Failure::from)
-}
-
-fn read_reply(what: &str, range: &Range<u64>, bytes: &[u8], verbose: bool) -> Reply {
-    let mut reply = Reply::line(moved(what, range)).with("bytes", bytes.len() as u64);
-    if verbose {
-        reply.lines = dump(range.start, bytes).chain(reply.lines).collect();
-        reply = reply.with("data", hex(bytes));
+pub(super) fn read_reply(verb: &str, start: u64, n: u64, bytes: Option<Vec<u8>>) -> Reply {
+    let mut reply = Reply::line(moved(verb, &(start..start + n))).with("bytes", n);
+    if let Some(bytes) = bytes {
+        reply = reply.with("data", hex(&bytes));
+        reply.dump = Some((start, bytes));
     }
     reply
 }
 
 fn shell(command: &str) -> Done {
-    let failure = |message| Failure { kind: "shell".into(), errno: libc::ECHILD, message };
+    let failure =
+        |message, output| Failure { kind: "shell".into(), errno: libc::ECHILD, message, output };
     let output = std::process::Command::new("sh")
         .args(["-c", command])
         .stdin(std::process::Stdio::null())
         .stderr(std::process::Stdio::inherit())
         .output()
-        .map_err(|e| failure(format!("running sh: {e}")))?;
-    if !output.status.success() {
-        return Err(failure(format!("'{command}' ended with {}", output.status)));
-    }
+        .map_err(|e| failure(format!("running sh: {e}"), None))?;
     let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+    if !output.status.success() {
+        return Err(failure(format!("'{command}' ended with {}", output.status), Some(text)));
+    }
     Ok(Reply::line(text.clone()).with("output", text))
 }

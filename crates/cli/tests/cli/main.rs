@@ -2,8 +2,11 @@
 
 mod demo;
 mod doctor;
+mod failing;
 mod io;
+mod ranges;
 mod run;
+mod script;
 mod whole;
 
 use std::path::{Path, PathBuf};

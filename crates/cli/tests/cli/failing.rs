@@ -1,0 +1,53 @@
+//! What is said when things fail.
+
+use crate::{errors, last_json, pageferry, scratch, shell, text};
+
+#[test]
+fn messages_are_not_doubled() {
+    let s = scratch(8192);
+    let said = |args: &[&str]| errors(&pageferry(args, &s.file));
+    assert_eq!(said(&["io", "FILE", "-c", "unpin"]), "pageferry: unpin: nothing is pinned\n");
+    assert!(said(&["io", "FILE", "-c", "dread -q 0 1"]).contains("unknown option '-q'"));
+    let output = shell("ulimit -v 100000; $P io $F --device-memory 1t -c stats", &s.file);
+    assert_eq!(errors(&output).matches("Cannot allocate memory").count(), 1, "{}", errors(&output));
+}
+
+#[test]
+fn what_is_armed_and_pinned_is_told() {
+    let s = scratch(8192);
+    let said = |command| text(&pageferry(&["io", "FILE", "-c", command], &s.file));
+    assert!(said("pin -o 0 4k").contains("for overwriting"));
+    assert!(said("fail alloc 0").contains("disarmed"));
+    let args =
+        ["io", "FILE", "-c", "fail device-lost", "-c", "fail device-lost 0", "-c", "dread 0 1"];
+    assert!(pageferry(&args, &s.file).status.success());
+}
+
+#[test]
+fn options_that_make_no_sense_are_named() {
+    let s = scratch(100);
+    for (args, part) in [
+        (&["io", "FILE", "--flush-age", "nan", "-c", "stats"][..], "not a time in seconds"),
+        (&["io", "FILE", "--flush-age", "-1", "-c", "stats"], "not a time in seconds"),
+        (&["io", "FILE", "--frame", "4b", "-c", "stats"], "block"),
+    ] {
+        let output = pageferry(args, &s.file);
+        assert!(errors(&output).contains(part), "{}", errors(&output));
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
+
+#[test]
+fn a_store_without_space_says_so() {
+    let s = scratch(0);
+    let line = "mkdir $F.d && mount -t tmpfs -o size=1m none $F.d && truncate -s 4m $F.d/f && \
+        $P io $F.d/f --json -c 'mmap 0 4m' -c 'mwrite 0 4m'";
+    let output = shell(&format!("unshare -m sh -c \"{line}\""), &s.file);
+    if errors(&output).contains("unshare") || errors(&output).contains("mount") {
+        println!("skipped: no mount namespace: {}", errors(&output));
+        return;
+    }
+    let answer = last_json(&output);
+    assert_eq!(answer["error"]["errno"], 14, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("file system is full"));
+}
