@@ -1,9 +1,7 @@
 //! The state of a workbench, and what each command does with it.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,17 +40,7 @@ pub(super) fn moved(verb: &str, range: &Range<u64>) -> String {
 impl Session {
     pub(super) fn open(args: &IoArgs, age: Option<Duration>) -> anyhow::Result<Session> {
         let (cache, device) = setup::cache(args.device_memory, args.frame, age)?;
-        let file = if args.create || args.truncate {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(args.create).truncate(args.truncate);
-            let file = options.open(&args.file);
-            let file = file.with_context(|| format!("opening {}", args.file.display()))?;
-            cache.open_fd(file.as_fd())?
-        } else if args.read_only {
-            cache.open_read_only(&args.file)?
-        } else {
-            cache.open(&args.file)?
-        };
+        let file = open_file(&cache, args)?;
         Ok(Session { cache, device, file, pins: BTreeMap::new(), next_pin: 1, map: None })
     }
 
@@ -246,6 +234,35 @@ impl Session {
         let all = stats.counters().iter().map(|c| (c.name.to_owned(), Value::from(c.value)));
         Reply::line(text.join(" ")).with("counters", Value::Object(all.collect()))
     }
+}
+
+/// Opens the file as the options say, as xfs_io would.
+fn open_file(cache: &Cache, args: &IoArgs) -> anyhow::Result<File> {
+    let path = &args.file;
+    let is_new =
+        || std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    if args.create && is_new() {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(|| format!("creating {}", path.display()))?;
+    }
+    if args.read_only {
+        return Ok(cache.open_read_only(path)?);
+    }
+    let file = cache.open(path).map_err(|error| {
+        let denied = [libc::EACCES, libc::EPERM, libc::EROFS, libc::ETXTBSY];
+        let readable = denied.contains(&error.errno()) && cache.open_read_only(path).is_ok();
+        let hint = format!("{error}; -r opens it for reading only");
+        let error = anyhow::Error::from(error);
+        if readable { error.context(hint) } else { error }
+    })?;
+    if args.truncate {
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 pub(super) fn read_reply(verb: &str, start: u64, n: u64, bytes: Option<Vec<u8>>) -> Reply {

@@ -1,5 +1,7 @@
 //! What is said when things fail.
 
+use std::process::{Command, Stdio};
+
 use crate::{errors, last_json, pageferry, scratch, shell, text};
 
 #[test]
@@ -21,6 +23,29 @@ fn what_is_armed_and_pinned_is_told() {
     let args =
         ["io", "FILE", "-c", "fail device-lost", "-c", "fail device-lost 0", "-c", "dread 0 1"];
     assert!(pageferry(&args, &s.file).status.success());
+}
+
+#[test]
+fn a_file_that_can_only_be_read_hints_at_r() {
+    let s = scratch(0);
+    let copy = s.file.with_file_name("busy");
+    std::fs::copy("/bin/sleep", &copy).unwrap();
+    let running = Command::new(&copy).arg("60").stdin(Stdio::null()).spawn();
+    let Ok(mut running) = running else {
+        println!("skipped: programs cannot be run from the directory for temporary files");
+        return;
+    };
+    let output = pageferry(&["io", "FILE", "-c", "stats"], &copy);
+    let stat = last_json(&pageferry(&["stat", "FILE", "--json"], &copy));
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let busy = errors(&output);
+    if output.status.success() {
+        println!("skipped: this kernel lets running programs be written");
+        return;
+    }
+    assert!(busy.contains("Text file busy") && busy.contains("-r opens it"), "{busy}");
+    assert_eq!(stat["writable"], false);
 }
 
 #[test]

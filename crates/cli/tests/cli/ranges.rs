@@ -82,3 +82,29 @@ fn reading_and_writing_go_in_pieces() {
     model[7..].fill(9);
     assert!(file == model);
 }
+
+#[test]
+fn read_only_is_read_only() {
+    let s = scratch(100);
+    for flags in ["-rf", "-r"] {
+        let output = pageferry(&["io", flags, "FILE", "--json", "-c", "pwrite 0 4"], &s.file);
+        assert_eq!(last_json(&output)["error"]["kind"], "read-only");
+    }
+    assert_eq!(std::fs::read(&s.file).unwrap(), pattern(100));
+    let new = s.file.with_file_name("new");
+    let args = ["io", "-r", "-f", "FILE", "-c", "pread 0 1"];
+    assert!(pageferry(&args, &new).status.success());
+    assert_eq!(std::fs::read(&new).unwrap(), b"");
+    assert!(pageferry(&["io", "-f", "FILE", "-c", "pwrite 0 4"], &s.file).status.success());
+}
+
+#[test]
+fn truncating_and_creating_open_for_writing() {
+    let s = scratch(100);
+    assert!(pageferry(&["io", "-t", "FILE", "-c", "pwrite 0 4"], &s.file).status.success());
+    assert_eq!(std::fs::read(&s.file).unwrap(), [0xcd; 4]);
+    assert_eq!(
+        pageferry(&["io", "-r", "-t", "FILE", "-c", "stats"], &s.file).status.code(),
+        Some(2)
+    );
+}
