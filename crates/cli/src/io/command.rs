@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use pageferry::Error;
+use pageferry::device::DeviceError;
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
@@ -57,9 +58,21 @@ pub(super) struct Fill {
     pub(super) buffer: Option<u64>,
 }
 
+/// The bytes are still on the device: only their way home failed.
+pub(super) fn is_write_back(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::File { what: "write-back", .. } | Error::Device(DeviceError::CopyOut { .. })
+    )
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure::told(&error, error.to_string())
+        let mut message = error.to_string();
+        if is_write_back(&error) {
+            message += "; the bytes are kept on the device, and flush tries again";
+        }
+        Failure::told(&error, message)
     }
 }
 

@@ -10,7 +10,7 @@ use pageferry::soft::{FailPoint, SoftDevice};
 use pageferry::{After, Cache, Error, File, Map, Pin, PinMode, Wait};
 use serde_json::Value;
 
-use super::command::{Command, Fill, Look, Reply};
+use super::command::{Command, Fill, Look, Reply, is_write_back};
 use super::{HELP, data, placement_json, state_name};
 use crate::args::IoArgs;
 use crate::failure::Failure;
@@ -54,7 +54,19 @@ impl Session {
             errors.extend(map.unmap().err());
         }
         errors.extend(self.file.close().err());
-        errors.iter().map(ToString::to_string).collect()
+        let lost = setup::lost_bytes(&self.cache);
+        if lost == 0 {
+            // A later try wrote back what an earlier one could not.
+            errors.retain(|e| !is_write_back(e));
+        }
+        let mut told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        told.dedup();
+        if lost > 0 {
+            told.push(format!(
+                "{lost} bytes that the device wrote are LOST: they could not be written back"
+            ));
+        }
+        told
     }
 
     pub(super) fn run(&mut self, command: Command) -> Done {

@@ -5,6 +5,21 @@ use std::process::{Command, Stdio};
 use crate::{errors, last_json, pageferry, scratch, shell, text};
 
 #[test]
+fn failed_write_backs_say_where_the_bytes_are() {
+    let s = scratch(8192);
+    let common = ["io", "FILE", "-c", "pin -w 0 4k", "-c", "dwrite -S 7 0 4k"];
+    let ends = ["-c", "fail copy-out", "-c", "unpin"];
+    let output = pageferry(&[&common[..], &ends].concat(), &s.file);
+    assert!(errors(&output).contains("kept on the device, and flush tries again"));
+    // The session's end was such a try.
+    assert!(!errors(&output).contains("at the end"), "{}", errors(&output));
+    assert_eq!(std::fs::read(&s.file).unwrap()[..4096], [7; 4096]);
+    let output = pageferry(&[&common[..], &["-c", "fail copy-out 99"]].concat(), &s.file);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("4096 bytes that the device wrote are LOST"));
+}
+
+#[test]
 fn messages_are_not_doubled() {
     let s = scratch(8192);
     let said = |args: &[&str]| errors(&pageferry(args, &s.file));

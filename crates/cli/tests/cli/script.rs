@@ -33,7 +33,7 @@ fn bytes_lost_at_the_end_are_told_when_nobody_reads_the_rest() {
         | $P io $F; echo status $? >&3; } | true";
     let output = shell(line, &s.file);
     assert_eq!(text(&output), "status 1\n");
-    assert!(errors(&output).contains("at the end"), "{}", errors(&output));
+    assert!(errors(&output).contains("4096 bytes that the device wrote are LOST"));
 }
 
 #[test]
