@@ -1,29 +1,38 @@
 //! Room to work in: files that nobody has to clear away, memory that is asked for politely.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use rustix::fs::{Mode, OFlags};
 
 use crate::size::human;
 
-/// A file that has no name in any directory: however this process ends, nothing is left behind.
+/// A file that has no name in any directory: however this process ends, nothing is left behind. It is
+/// held by a descriptor that has not opened it, which no lease minds.
 pub(crate) struct Scratch {
-    pub(crate) file: File,
+    _place: OwnedFd,
     path: PathBuf,
 }
 
 impl Scratch {
-    pub(crate) fn new() -> anyhow::Result<Scratch> {
+    /// A new file with what `fill` writes.
+    pub(crate) fn new(
+        fill: impl FnOnce(&mut File) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Scratch> {
         let dir = std::env::temp_dir();
         let file = tempfile::tempfile();
-        let file = file.with_context(|| format!("making a file in {}", dir.display()))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        Ok(Scratch { file, path })
+        let mut file = file.with_context(|| format!("making a file in {}", dir.display()))?;
+        fill(&mut file)?;
+        let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let place = rustix::fs::open(opened, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let place = place.context("finding the file again (is /proc mounted?)")?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
+        Ok(Scratch { _place: place, path })
     }
 
-    /// Where this process, and it alone, can open the file again.
+    /// Where this process, and it alone, can open the file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

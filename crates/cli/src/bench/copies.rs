@@ -45,10 +45,12 @@ fn spread(
 /// Page cache → device, frames that were used before.
 pub(super) fn load(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
     let (scratch, data) = ground.file()?;
+    // One of its own: who has the cache's file open takes its proofs.
+    let (twin, _) = ground.file()?;
     let bytes = ground.bytes;
     let (cache, _) = setup::cache(bytes, 2 << 20, None)?;
     let file = cache.open(scratch.path())?;
-    let plain = OpenOptions::new().read(true).open(scratch.path())?;
+    let plain = OpenOptions::new().read(true).open(twin.path())?;
     let mut memory = memory(bytes, 1)?;
     file.pin(0..bytes, PinMode::Read)?.release()?;
     let ours = || {

@@ -109,12 +109,11 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {
 impl Ground {
     /// A file of a pattern, in the page cache.
     fn file(&self) -> anyhow::Result<(Scratch, Vec<u8>)> {
-        let mut scratch = Scratch::new()?;
         let mut data = reserved(self.bytes)?;
         for n in 0..self.bytes / 8 {
             data.extend_from_slice(&(n ^ (n << 40)).to_le_bytes());
         }
-        scratch.file.write_all(&data).context("writing the file")?;
+        let scratch = Scratch::new(|file| file.write_all(&data).context("writing the file"))?;
         Ok((scratch, data))
     }
 

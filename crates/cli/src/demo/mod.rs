@@ -112,34 +112,37 @@ fn prepare(args: &DemoArgs) -> anyhow::Result<Subject> {
     if args.in_place {
         return Ok(Subject::Theirs(file.clone()));
     }
-    let mut copy = Scratch::new()?;
-    fs::File::open(file)
-        .and_then(|mut original| std::io::copy(&mut original, &mut copy.file))
-        .with_context(|| format!("copying {}", file.display()))?;
+    let copy = Scratch::new(|copy| {
+        fs::File::open(file)
+            .and_then(|mut original| std::io::copy(&mut original, copy))
+            .with_context(|| format!("copying {}", file.display()))?;
+        Ok(())
+    })?;
     Ok(Subject::Ours(copy))
 }
 
 /// A new file; no two of its pages are equal.
 fn made(bytes: u64) -> anyhow::Result<Scratch> {
     const PIECE: u64 = 1 << 20;
-    let mut scratch = Scratch::new()?;
     let mut piece = reserved(PIECE)?;
     // xorshift: quick.
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
     let mut left = bytes;
-    while left > 0 {
-        piece.clear();
-        for _ in 0..PIECE / 8 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            piece.extend_from_slice(&state.to_le_bytes());
+    Scratch::new(|file| {
+        while left > 0 {
+            piece.clear();
+            for _ in 0..PIECE / 8 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                piece.extend_from_slice(&state.to_le_bytes());
+            }
+            piece.truncate(left.min(PIECE) as usize);
+            file.write_all(&piece).context("writing the file")?;
+            left -= piece.len() as u64;
         }
-        piece.truncate(left.min(PIECE) as usize);
-        scratch.file.write_all(&piece).context("writing the file")?;
-        left -= piece.len() as u64;
-    }
-    Ok(scratch)
+        Ok(())
+    })
 }
 
 /// What the first load moved and took.

@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::{add, sum};
-use crate::scratch::{Scratch, memory};
+use crate::scratch::memory;
 
 /// A program that has the file on the device only while it works.
 pub(super) struct Rival {
-    copy: Scratch,
+    copy: File,
     memory: Vec<u8>,
 }
 
 impl Rival {
     pub(super) fn new(original: &mut File, bytes: u64) -> anyhow::Result<Rival> {
-        let mut copy = Scratch::new()?;
-        std::io::copy(original, &mut copy.file).context("copying the file for the rival")?;
+        let mut copy = tempfile::tempfile().context("making a file for the rival")?;
+        std::io::copy(original, &mut copy).context("copying the file for the rival")?;
         // Touched beforehand: the rival shall not pay for that.
         Ok(Rival { copy, memory: memory(bytes, 1)? })
     }
@@ -31,7 +31,7 @@ impl Rival {
         turn: u32,
     ) -> anyhow::Result<(u64, Duration)> {
         let started = Instant::now();
-        self.copy.file.read_exact_at(&mut self.memory, 0)?;
+        self.copy.read_exact_at(&mut self.memory, 0)?;
         let half = self.memory.len() / 8 * 4;
         let (low, high) = self.memory.split_at(half);
         // As many threads as the device has in the common case, so that only the copies differ.
@@ -43,7 +43,7 @@ impl Rival {
         for patch in patches {
             add(&mut self.memory[patch.start as usize..patch.end as usize], turn);
         }
-        self.copy.file.write_all_at(&self.memory, 0)?;
+        self.copy.write_all_at(&self.memory, 0)?;
         Ok((seen, started.elapsed()))
     }
 }
