@@ -26,7 +26,7 @@ mod watchdog;
 mod weights;
 mod world;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -59,12 +59,17 @@ fn main() -> ExitCode {
     }
 }
 
+fn default_out(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("pageferry-fsx-{name}.ops"))
+}
+
 /// True if there is no difference.
 fn exercise(args: &Args) -> anyhow::Result<bool> {
     let site =
         Site { dir: args.dir.clone(), file: args.file.clone(), twin_dir: args.twin_dir.clone() };
     let limit = Duration::from_secs(args.hang_seconds);
-    let watchdog = Watchdog::start(limit, |what| eprintln!("pageferry-fsx: {what}"));
+    let hung = args.out.clone().unwrap_or_else(|| default_out("hang"));
+    let watchdog = Watchdog::start(limit, move |lines| output::hangs(&hung, lines));
     let mut output = Output::new(args.json);
     let good = match &args.replay {
         Some(path) => {
@@ -116,8 +121,7 @@ fn finish(
     let Some(failure) = &report.failure else { return Ok(true) };
     output.failed(seed, &report, failure);
     let name = seed.map_or("replay".into(), |seed| seed.to_string());
-    let default = std::env::temp_dir().join(format!("pageferry-fsx-{name}.ops"));
-    let path = args.out.clone().unwrap_or(default);
+    let path = args.out.clone().unwrap_or_else(|| default_out(&name));
     let about = failure.to_string();
     if !args.shrink {
         sequence.write(&path, &about)?;

@@ -15,6 +15,16 @@ use crate::world::Compared;
 /// Operations shown of those that touched the offset.
 const HISTORY: usize = 20;
 
+/// A step hangs: says which, and writes what led there.
+pub(crate) fn hangs(path: &Path, lines: &[String]) {
+    let op = lines.last().map_or("", String::as_str);
+    eprintln!("pageferry-fsx: HANG in step {}: {op}", lines.len().saturating_sub(1));
+    match std::fs::write(path, lines.join("\n") + "\n") {
+        Ok(()) => eprintln!("replay with: pageferry-fsx --replay {}", path.display()),
+        Err(error) => eprintln!("pageferry-fsx: writing {}: {error}", path.display()),
+    }
+}
+
 pub(crate) struct Output {
     json: bool,
     begun: Instant,

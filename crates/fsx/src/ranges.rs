@@ -25,6 +25,9 @@ impl Ranges {
     }
 
     pub(crate) fn remove(&mut self, range: Range<u64>) {
+        if range.start >= range.end {
+            return;
+        }
         let parts = self.0.drain(..).flat_map(|r| {
             let before = r.start..r.end.min(range.start);
             let after = r.start.max(range.end)..r.end;

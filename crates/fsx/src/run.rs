@@ -63,7 +63,8 @@ impl Report {
             (Some(offset), Some(range)) => range.contains(&offset),
             _ => true,
         };
-        let all = self.ops.iter().enumerate().filter(|(_, op)| touches(op));
+        let end = self.ops.len();
+        let all = self.ops.iter().enumerate().filter(|(n, op)| *n + 1 == end || touches(op));
         let mut recent: Vec<_> = all.rev().take(last).collect();
         recent.reverse();
         recent
@@ -101,13 +102,13 @@ pub(crate) fn run(
     let (place, _dirs) = site.place()?;
     let mut world = World::new(settings, &place)?;
     let mut report = Report::default();
+    watchdog.begin(settings);
     let result = loop {
         let step = report.ops.len();
         let Some(op) = source.next(step, &world) else {
-            watchdog.watch(step, "the end");
             break guarded(|| world.end());
         };
-        watchdog.watch(step, &op);
+        watchdog.watch(&op);
         report.ops.push(op.clone());
         let done = match guarded(|| world.step(&op)) {
             Ok(done) => done,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::number;
 use crate::run::{Report, Site};
 use crate::sequence::Sequence;
 use crate::watchdog::Watchdog;
@@ -41,11 +42,31 @@ pub(crate) fn shrink(
     let mut chunk = shrinker.best.sequence.ops.len().div_ceil(2);
     loop {
         let removed = shrinker.without_chunks(chunk)?;
-        if chunk == 1 && !removed || shrinker.late() {
-            return Ok(shrinker.best);
+        if chunk <= 1 && !removed || shrinker.late() {
+            break;
         }
-        chunk = chunk.div_ceil(2).max(1);
+        chunk = chunk.div_ceil(2);
     }
+    shrinker.round()?;
+    Ok(shrinker.best)
+}
+
+/// The same line with simpler numbers, one at a time, the simplest first.
+fn simpler(line: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for word in line.split_whitespace() {
+        // Slots and fills are names, not amounts.
+        let Some((name, value)) =
+            word.split_once('=').filter(|(n, _)| !["slot", "fill"].contains(n))
+        else {
+            continue;
+        };
+        let Ok(n) = number::parse(value) else { continue };
+        let numbers = [0, 1, 4096, n & !0xffff, n & !0xfff, n / 2].into_iter();
+        let numbers = numbers.filter(|s| *s < n && !(n.is_multiple_of(4096) && *s % 4096 != 0));
+        lines.extend(numbers.map(|s| line.replace(word, &format!("{name}={s}"))));
+    }
+    lines
 }
 
 impl Shrinker<'_> {
@@ -66,6 +87,25 @@ impl Shrinker<'_> {
             end = start.min(self.best.sequence.ops.len());
         }
         Ok(removed)
+    }
+
+    /// Makes the numbers of each operation simpler.
+    fn round(&mut self) -> anyhow::Result<()> {
+        let mut at = 0;
+        while at < self.best.sequence.ops.len() && !self.late() {
+            let mut changed = false;
+            for line in simpler(&self.best.sequence.ops[at].to_string()) {
+                let Ok(op) = line.parse() else { continue };
+                let mut candidate = self.best.sequence.clone();
+                candidate.ops[at] = op;
+                changed = self.fails(&candidate)?;
+                if changed || self.late() {
+                    break;
+                }
+            }
+            at += usize::from(!changed);
+        }
+        Ok(())
     }
 
     /// Keeps the candidate if it fails.

@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::op::{Access, Act, Op};
 
 impl Op {
-    /// The bytes concerned, up to the largest offset if those behind move; `None` if all or none.
+    /// The bytes concerned, up to the largest offset if those behind move; `None` if the operation
+    /// does not say, for it names a slot or means everything.
     pub(crate) fn touched(&self) -> Option<Range<u64>> {
         let span = |at: u64, len: u64| Some(at..at.saturating_add(len));
         match self {
@@ -23,7 +24,9 @@ impl Op {
                 Access::Resize { size } | Access::Truncate { size } => Some(size..u64::MAX),
                 Access::Collapse { at, .. } | Access::Insert { at, .. } => Some(at..u64::MAX),
                 Access::Empty {} => Some(0..u64::MAX),
-                _ => None,
+                Access::Sync {} | Access::Hold {} | Access::LetGo {} => Some(0..0),
+                // An append lies wherever the end was.
+                Access::Append { .. } | Access::Unmap { .. } => None,
             },
             Op::Act(act) => match *act {
                 Act::Pin { at, len, .. }

@@ -187,6 +187,7 @@ impl World {
         let parts: Vec<_> =
             stored.into_iter().map(|r| (r.start, held.shadow(&r).to_vec())).collect();
         let (was_cut, lost) = (held.was_cut, held.lost);
+        let range = held.range;
         let shrunk = self.let_go(held.pin, keep, was_cut)?;
         if lost && !shrunk && !self.settings.ignores(Known::SilentCut) {
             let what = "a release kept silent about bytes that a truncation dropped";
@@ -194,9 +195,10 @@ impl World {
         }
         for (at, bytes) in parts {
             self.store_on_twin(at, &bytes)?;
-            if keep {
-                self.away.add(pages(&(at..at + bytes.len() as u64)));
-            }
+        }
+        if keep {
+            // Also what an outsider has cut off meanwhile: the cache may not know yet.
+            self.away.add(pages(&range));
         }
         Ok(Done::Did)
     }
