@@ -1,6 +1,7 @@
 //! What is printed: lines for people, or one JSON object.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -14,6 +15,13 @@ use crate::world::Compared;
 
 /// Operations shown of those that touched the offset.
 const HISTORY: usize = 20;
+
+/// Prints a line. Whoever closed the other end does not want it; the exit status says the rest.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
 
 /// A step hangs: says which, and writes what led there.
 pub(crate) fn hangs(path: &Path, lines: &[String]) {
@@ -87,9 +95,9 @@ impl Output {
         });
         if !self.json {
             let seed = seed.map_or(String::new(), |seed| format!("seed {seed}, "));
-            println!("DIFFERENCE in {seed}step {step}: {op}\n{failure}");
+            say!("DIFFERENCE in {seed}step {step}: {op}\n{failure}");
             let which = if failure.offset().is_some() { "that touched this offset" } else { "" };
-            println!("the last operations {which}\n{}", history.join("\n"));
+            say!("the last operations {which}\n{}", history.join("\n"));
         }
     }
 
@@ -101,14 +109,14 @@ impl Output {
             let (ops, runs) = (shrunk.sequence.ops.len(), shrunk.runs);
             self.failure["shrunk"] = json!({ "ops": ops, "runs": runs, "text": text });
             if !self.json {
-                println!("shrunk to {ops} operations in {runs} runs:\n{text}");
+                say!("shrunk to {ops} operations in {runs} runs:\n{text}");
                 if let Some(failure) = &shrunk.report.failure {
-                    println!("which ends in {failure}");
+                    say!("which ends in {failure}");
                 }
             }
         }
         if !self.json {
-            println!("replay with: pageferry-fsx --replay {name}");
+            say!("replay with: pageferry-fsx --replay {name}");
         }
     }
 
@@ -118,7 +126,7 @@ impl Output {
         if !self.json {
             if self.failure.is_null() {
                 let (runs, ops) = (self.seeds.len(), self.ops);
-                println!(
+                say!(
                     "{runs} sequences, {ops} operations, {bytes} bytes compared in {seconds:.1} s: no difference"
                 );
             }
@@ -136,6 +144,6 @@ impl Output {
             "kinds": kinds, "compared_bytes": self.compared, "counters": self.counters,
             "failure": self.failure,
         });
-        println!("{object:#}");
+        say!("{object:#}");
     }
 }

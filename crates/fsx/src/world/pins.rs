@@ -67,9 +67,8 @@ impl World {
             overlap(held, range) && (p.writes() || mode != Mode::Read)
         };
         let must_wait = self.pins.values().any(|p| clashes(p, &p.live()));
-        // Beside a write pin a page cannot be fetched anew: pins of its other bytes may have to wait.
-        let may_wait =
-            self.pins.values().any(|p| clashes(p, &p.range)) || self.touches_write_pin(range);
+        let page = self.settings.ignores(Known::PageNeighbours) && self.touches_write_pin(range);
+        let may_wait = page || self.pins.values().any(|p| clashes(p, &p.range));
         let past_end = range.end > self.size.next_multiple_of(4096);
         let pin_mode = match mode {
             Mode::Read => PinMode::Read,
