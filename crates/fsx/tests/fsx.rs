@@ -127,7 +127,9 @@ fn a_hang_is_told_with_its_sequence() {
     let out = dir.path().join("hang.ops").display().to_string();
     // No step may last longer than no time at all.
     let args = ["--ops", "100m", "--hang-seconds", "0", "--no-foreign", "--out", &out];
-    let run = fsx(&[&args[..], &IGNORE].concat());
+    // The files stay where they are, as evidence.
+    let here = ["--dir", dir.path().to_str().unwrap()];
+    let run = fsx(&[&args[..], &here, &IGNORE].concat());
     assert_eq!(run.status.code(), Some(1));
     assert!(text(&run.stderr).contains("HANG in step "), "{}", text(&run.stderr));
     assert!(std::fs::read_to_string(&out).unwrap().starts_with("set size="));
