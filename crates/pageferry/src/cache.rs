@@ -296,9 +296,6 @@ impl Drop for Inner {
             // A flusher that panicked has said so already.
             let _ = flusher.join();
         }
-        if let Some(traps) = shared.traps.lock().take() {
-            traps.stop();
-        }
         // Only files whose last write-back failed are left.
         let left: Vec<Arc<Backing>> = shared.files.read().values().cloned().collect();
         for backing in left {
@@ -316,6 +313,9 @@ impl Drop for Inner {
                     tracing::error!(file = backing.name, lost, %error, "device-written bytes are lost");
                 }
             }
+        }
+        if let Some(traps) = shared.traps.lock().take() {
+            traps.stop();
         }
     }
 }

@@ -23,6 +23,13 @@ pub(crate) struct Fault {
     pub(crate) tid: Option<u32>,
 }
 
+impl Fault {
+    /// The same thread waits for the same page.
+    fn is_again(&self, other: &Fault) -> bool {
+        self.tid == other.tid && self.addr & !4095 == other.addr & !4095
+    }
+}
+
 /// The threads.
 pub(crate) struct TrapService {
     uffd: Arc<Uffd>,
@@ -97,7 +104,12 @@ impl Shared {
             });
             let mut core = self.core.lock();
             let known = core.faults.len();
-            core.faults.extend(faults);
+            for fault in faults {
+                // A thread in a system call with a signal pending tells of its page without end.
+                if !core.faults.iter().any(|f| f.is_again(&fault)) {
+                    core.faults.push_back(fault);
+                }
+            }
             if core.faults.len() > known {
                 self.changed.notify_all();
             }
@@ -112,6 +124,9 @@ impl Shared {
                 return;
             }
             while let Some(fault) = core.faults.pop_front() {
+                if serving.iter().any(|s| !s.expelling && s.fault.is_again(&fault)) {
+                    continue;
+                }
                 let find = |m: &&Arc<Mapped>| m.map.offset_of(fault.addr).is_some();
                 let found = self.maps.read().values().find(find).cloned();
                 // No mapping of ours any more: whoever waits there finds out by retrying.
@@ -157,7 +172,8 @@ impl Shared {
             if core.engine.take_changed() {
                 self.changed.notify_all();
             }
-            if idle && core.faults.is_empty() && !core.stopping {
+            let over = core.stopping && serving.is_empty();
+            if idle && core.faults.is_empty() && !over {
                 self.changed.wait(&mut core);
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-use crate::common::{FRAME, PAGE, Rig, device_reads, device_writes, pattern, rig, same};
+use crate::common::{FRAME, PAGE, Rig, device_reads, device_writes, pattern, rig, same, within};
 use pageferry::{After, Error, File, Map, PageState, PinMode};
 
 fn mapped(r: &Rig, bytes: u64) -> (File, Map) {
@@ -258,4 +258,48 @@ fn a_forked_child_never_reads_zeros() {
         assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
     }
     assert_eq!(m.load_u8(0).unwrap(), 7);
+}
+
+/// A signal to a thread that waits in a system call makes it tell of its page over and over: that is
+/// one touch, and holds up nobody.
+#[test]
+fn a_signal_to_a_waiting_system_call_floods_nobody() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    within(60, || {
+        let r = rig(8);
+        let (f, m) = mapped(&r, FRAME);
+        let handler = nothing as extern "C" fn(libc::c_int) as usize;
+        // SAFETY: the handler does nothing.
+        unsafe { libc::signal(libc::SIGUSR1, handler) };
+        let out = std::fs::File::create(r.path("out")).unwrap();
+        let pin = f.pin(0..100, PinMode::Write).unwrap();
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (m, out) = (&m, &out);
+            let writer = scope.spawn(move || {
+                // SAFETY: asks for a number.
+                tell.send(unsafe { libc::pthread_self() }).unwrap();
+                let fd = std::os::fd::AsRawFd::as_raw_fd(out);
+                // SAFETY: the memory is the mapping's, for as long as it lives; others may change it.
+                unsafe { libc::write(fd, m.as_ptr().cast(), 100) }
+            });
+            let thread = told.recv().unwrap();
+            for _ in 0..20 {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                // SAFETY: the thread is joined below.
+                unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            }
+            device_reads(&f, 2 * PAGE..3 * PAGE);
+            pin.view().unwrap().write(0, &[7; 100]).unwrap();
+            pin.release().unwrap();
+            let written = writer.join().unwrap();
+            if written < 0 {
+                crate::skipped!("system calls do not wait for away memory here");
+                return;
+            }
+            assert_eq!(written, 100);
+            assert_eq!(r.on_disk("out"), [7; 100]);
+        });
+        assert!(r.stat("touches") < 20, "{} touches", r.stat("touches"));
+    });
 }
