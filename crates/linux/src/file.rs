@@ -19,6 +19,7 @@ mod stamp;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -41,6 +42,8 @@ pub struct HostFile {
     id: FileId,
     writable: bool,
     private: bool,
+    /// Who is told of openers that wait for a lease: a thread, 0 for nobody.
+    pub(crate) lease_tid: AtomicU32,
 }
 
 impl HostFile {
@@ -103,7 +106,7 @@ impl HostFile {
     fn own(fd: OwnedFd, writable: bool, private: bool) -> Result<HostFile, OpenError> {
         require_regular(fd.as_fd())?;
         let (id, _) = stamp::look(fd.as_fd()).map_err(|e| OpenError::os("statx", e))?;
-        Ok(HostFile { fd, id, writable, private })
+        Ok(HostFile { fd, id, writable, private, lease_tid: AtomicU32::new(0) })
     }
 
     /// Which file this is.

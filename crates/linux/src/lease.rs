@@ -11,7 +11,8 @@
 //!   as well. An opener with `O_NONBLOCK` gets `EAGAIN`, and has the same effect.
 //! - The holder is told by a signal, `SIGIO`, whose default action would end the process: it is sent
 //!   to a thread of ours in which it is blocked ([`LeaseBreaks`]), so no handler, mask or other thread
-//!   of the program is concerned.
+//!   of the program is concerned. Giving a lease up also forgets whom to signal: the next would be told
+//!   to the whole process, and end it. So that is said anew before each.
 //! - It says nothing about a description that is shared with another process; a
 //!   [private](HostFile::is_private) one is not.
 
@@ -125,12 +126,18 @@ impl HostFile {
         if self.is_writable() { libc::F_WRLCK } else { libc::F_RDLCK }
     }
 
-    /// Has the signals of this file's leases sent to `breaks`. To be called once, before the first.
-    ///
-    /// # Errors
-    /// The thread is gone.
-    pub fn send_breaks_to(&self, breaks: &LeaseBreaks) -> io::Result<()> {
-        let owner = Owner { kind: F_OWNER_TID, pid: breaks.tid.cast_signed() };
+    /// Has the signals of this file's leases sent to `breaks`, which must outlive them.
+    pub fn send_breaks_to(&self, breaks: &LeaseBreaks) {
+        self.lease_tid.store(breaks.tid, Ordering::Release);
+    }
+
+    /// Says where the signal of the next lease goes.
+    fn set_owner(&self) -> io::Result<()> {
+        let tid = self.lease_tid.load(Ordering::Acquire);
+        if tid == 0 {
+            return Err(io::Error::other("nobody is there to be told of who waits for a lease"));
+        }
+        let owner = Owner { kind: F_OWNER_TID, pid: tid.cast_signed() };
         let fd = self.as_fd().as_raw_fd();
         // SAFETY: reads an `f_owner_ex` at the pointer.
         let rc = unsafe { libc::fcntl(fd, F_SETOWN_EX, std::ptr::from_ref(&owner)) };
@@ -141,8 +148,10 @@ impl HostFile {
     /// reading: can write to it), unless through a description shared with us.
     ///
     /// # Errors
-    /// `EAGAIN`: somebody has. `EACCES`: not our file. `EINVAL`: the file system has no leases.
+    /// `EAGAIN`: somebody has. `EACCES`: not our file. `EINVAL`: the file system has no leases. `ESRCH`,
+    /// or no number: [`send_breaks_to`](HostFile::send_breaks_to) was not called, or its thread is gone.
     pub fn take_lease(&self) -> io::Result<()> {
+        self.set_owner()?;
         self.set_lease(self.lease_kind())
     }
 

@@ -59,6 +59,7 @@ impl Cache {
         }
         let age = config.flush_age;
         let shared = Arc::new(Shared::new(device, config, budget));
+        shared.guards.start(&shared);
         let flusher = match age {
             Some(age) => Some(flusher::start(Arc::clone(&shared), age)?),
             None => None,
@@ -274,10 +275,37 @@ impl Shared {
         skip_pinned: bool,
     ) -> Result<u64> {
         let request = Request::Flush { file, range: range.clone(), skip_pinned };
-        match self.request(request, Wait::Block) {
-            Ok(Outcome::Moved { written_bytes, .. }) => Ok(written_bytes),
+        self.flush_by(request, &range, Wait::Block)
+    }
+
+    /// As [`flush`](Self::flush), waiting for write pins over away bytes no longer than told.
+    pub(crate) fn flush_within(
+        &self,
+        file: FileKey,
+        range: std::ops::Range<u64>,
+        wait: Wait,
+    ) -> Result<u64> {
+        let request = Request::Flush { file, range: range.clone(), skip_pinned: false };
+        self.flush_by(request, &range, wait)
+    }
+
+    fn flush_by(&self, request: Request, range: &std::ops::Range<u64>, wait: Wait) -> Result<u64> {
+        let Request::Flush { file, .. } = request else { return Ok(0) };
+        match self.request(request, wait) {
+            Ok(Outcome::Moved { written_bytes, .. }) => {
+                self.spare_lease(file);
+                Ok(written_bytes)
+            }
             Ok(_) => Ok(0),
-            Err(refusal) => Err(self.explain(refusal, &range, Wait::Block)),
+            Err(refusal) => Err(self.explain(refusal, range, wait)),
+        }
+    }
+
+    /// Gives up the lease of a file of which nothing is away any more.
+    fn spare_lease(&self, file: FileKey) {
+        let Some(moment) = self.guards.holds(file) else { return };
+        if !self.core.lock().engine.is_away(file, &(0..u64::MAX)) {
+            self.guards.all_is_home(file, moment);
         }
     }
 }

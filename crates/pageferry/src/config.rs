@@ -20,6 +20,8 @@ pub struct CacheConfig {
     pub copy_threads: usize,
     /// What a copy's trust rests on. Default [`Validation::Proof`].
     pub validation: Validation,
+    /// Who makes others wait for what is away. Default [`Guard::Auto`].
+    pub guard: Guard,
 }
 
 impl Default for CacheConfig {
@@ -31,6 +33,7 @@ impl Default for CacheConfig {
             touch_bytes: 64 << 10,
             copy_threads: threads,
             validation: Validation::Proof,
+            guard: Guard::Auto,
         }
     }
 }
@@ -70,6 +73,13 @@ impl CacheConfig {
         self.validation = validation;
         self
     }
+
+    /// With another guard.
+    #[must_use]
+    pub fn guard(mut self, guard: Guard) -> Self {
+        self.guard = guard;
+        self
+    }
 }
 
 /// How a pin of a resident range learns whether others may have changed the file since it was copied.
@@ -85,6 +95,21 @@ pub enum Validation {
     /// of somebody else's, nor a change beside one of our own. For file systems and files where
     /// nothing can be proven, if that is good enough.
     Stamps,
+}
+
+/// Who makes other programs wait until what they ask for is home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Guard {
+    /// Nobody: keeping away is refused ([`Error::Unguarded`](crate::Error::Unguarded)).
+    None,
+    /// A lease, held while something is away: without privileges, on files of one's own (others with
+    /// `CAP_LEASE`) that nobody else has open. Whoever opens the file, or truncates it by name, waits
+    /// until all of it is home, at most for `/proc/sys/fs/lease-break-time` (45 s by default); with
+    /// `O_NONBLOCK` it gets `EAGAIN` and may try again.
+    Lease,
+    /// The strongest that works for a file.
+    Auto,
 }
 
 /// What the device may do with a pinned range.
@@ -116,9 +141,10 @@ pub enum Wait {
 pub enum After {
     /// Writes them to the file; they stay on the device as copies.
     WriteBack,
-    /// Leaves them away: accesses through this cache bring them home when they are needed.
+    /// Leaves them away: accesses through this cache bring them home when they are needed, and whoever
+    /// opens the file waits until they are.
     ///
-    /// Other descriptors and other processes see the old bytes until then (at most for
-    /// [`flush_age`](CacheConfig::flush_age)).
+    /// Where no [guard](CacheConfig::guard) can keep that, they are written back as with `WriteBack`,
+    /// and the release says so: [`Error::Unguarded`](crate::Error::Unguarded).
     KeepAway,
 }

@@ -129,6 +129,14 @@ pub enum Error {
     /// This kernel or container lacks something that the call needs.
     #[error("unsupported here: {0}")]
     Unsupported(String),
+    /// Keeping away was refused; the bytes were written back instead.
+    #[error("{} cannot be kept away, and went home: {why}", bytes(range))]
+    Unguarded {
+        /// The released range, in bytes.
+        range: Range<u64>,
+        /// What stands in the way, for people.
+        why: String,
+    },
     /// A forked child uses what its parent made.
     #[error("the cache belongs to the process that made it; a forked child opens its own")]
     Forked,
@@ -179,6 +187,7 @@ impl Error {
             },
             Error::OutOfVmas { .. } => "out-of-vmas",
             Error::Unsupported(_) => "unsupported",
+            Error::Unguarded { .. } => "unguarded",
             Error::Forked => "forked",
             Error::KernelFailed(_) => "kernel-failed",
         }
@@ -205,6 +214,7 @@ impl Error {
             Error::File { errno, .. } | Error::Os { errno, .. } => *errno,
             Error::OutOfVmas { .. } => libc::ENOMEM,
             Error::Unsupported(_) => libc::EOPNOTSUPP,
+            Error::Unguarded { .. } => libc::EBUSY,
             Error::Forked => libc::EPERM,
             Error::KernelFailed(_) => libc::ECANCELED,
         }

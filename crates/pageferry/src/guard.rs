@@ -48,17 +48,20 @@
 //! seen by anybody. A description that a forked child inherits is used by nobody there (the library
 //! refuses to).
 
+mod keep;
 mod look;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use pageferry_engine::{FileKey, Observed};
 use pageferry_linux::{FileStamp, HostFile, LeaseBreaks, Watch, WatchKey};
 
-use crate::config::Validation;
+use crate::config::{CacheConfig, Guard, Validation};
 use crate::perform::file_error;
-use crate::sync::Mutex;
+use crate::shared::Shared;
+use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
 /// What a copy's trust in a file rests on.
@@ -78,10 +81,15 @@ pub enum Coherence {
 /// The guards of one cache's files.
 pub(crate) struct Guards {
     validation: Validation,
+    /// A lease is kept as long as nobody else comes.
+    holds: bool,
     /// The group, or why there is none.
     watch: Result<Watch, String>,
-    breaks: Result<LeaseBreaks, String>,
+    /// Started with the cache.
+    breaks: OnceLock<Result<LeaseBreaks, String>>,
     state: Mutex<State>,
+    /// Some keeping away is done.
+    kept: Condvar,
 }
 
 #[derive(Default)]
@@ -121,19 +129,58 @@ struct Watched {
     own: u32,
     leased: bool,
     /// When the first of them began.
-    since: std::time::Instant,
+    since: Instant,
+    /// The lease is kept, for the guard.
+    held: bool,
+    /// When it was noticed that somebody waits for it.
+    breaking: Option<Instant>,
+    /// Releases that keep away under way, and how many there have been.
+    keeps: u32,
+    kept: u64,
+    /// All is home: the lease goes with the last change of ours.
+    home: bool,
 }
 
 impl Guards {
-    pub(crate) fn new(validation: Validation) -> Guards {
-        let (watch, breaks) = match validation {
-            Validation::Proof => (
-                Watch::new().map_err(|e| format!("fanotify is not to be had: {e}")),
-                LeaseBreaks::start(|| ()).map_err(|e| format!("no thread for leases: {e}")),
-            ),
-            Validation::Stamps => (Err(String::new()), Err(String::new())),
+    pub(crate) fn new(config: &CacheConfig) -> Guards {
+        let watch = match config.validation {
+            Validation::Proof => {
+                Watch::new().map_err(|e| format!("fanotify is not to be had: {e}"))
+            }
+            Validation::Stamps => Err("the caller chose stamps".into()),
         };
-        Guards { validation, watch, breaks, state: Mutex::default() }
+        Guards {
+            validation: config.validation,
+            holds: config.guard != Guard::None,
+            watch,
+            breaks: OnceLock::new(),
+            state: Mutex::default(),
+            kept: Condvar::new(),
+        }
+    }
+
+    /// Starts the thread that brings bytes home before others are let in.
+    pub(crate) fn start(&self, shared: &Arc<Shared>) {
+        if self.validation == Validation::Stamps {
+            return;
+        }
+        let shared: Weak<Shared> = Arc::downgrade(shared);
+        let told = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.let_others_in();
+            }
+        };
+        let started = LeaseBreaks::start(told).map_err(|e| format!("no thread for leases: {e}"));
+        // Nobody else sets it.
+        let _ = self.breaks.set(started);
+    }
+
+    fn breaks(&self) -> Result<&LeaseBreaks, String> {
+        match self.breaks.get() {
+            Some(Ok(breaks)) => Ok(breaks),
+            Some(Err(why)) => Err(why.clone()),
+            None => Err("no thread for leases was started".into()),
+        }
     }
 
     /// What can be known of a file.
@@ -146,8 +193,8 @@ impl Guards {
         }
         let key = io.tells_of_others().and_then(|()| {
             let watch = self.watch.as_ref().map_err(Clone::clone)?;
-            let breaks = self.breaks.as_ref().map_err(Clone::clone)?;
-            io.send_breaks_to(breaks).map_err(|e| format!("fcntl(F_SETOWN_EX): {e}"))?;
+            let breaks = self.breaks()?;
+            io.send_breaks_to(breaks);
             watch.add(io).map_err(|e| format!("it cannot be watched: {e}"))
         });
         key.map_or_else(Basis::Nothing, Basis::Watch)
@@ -179,7 +226,12 @@ impl Guards {
             visited: false,
             own: 0,
             leased: false,
-            since: std::time::Instant::now(),
+            since: Instant::now(),
+            held: false,
+            breaking: None,
+            keeps: 0,
+            kept: 0,
+            home: false,
         };
         state.files.insert(file, watched);
         Ok(())
@@ -187,13 +239,12 @@ impl Guards {
 
     /// Another description of a file takes over.
     pub(crate) fn replace(&self, file: FileKey, io: &Arc<HostFile>) {
-        if let Ok(breaks) = &self.breaks
-            && let Err(error) = io.send_breaks_to(breaks)
-        {
-            tracing::warn!(%error, "leases of a file cannot be taken");
+        if let Ok(breaks) = self.breaks() {
+            io.send_breaks_to(breaks);
         }
         let mut state = self.state.lock();
         if let Some(watched) = state.files.get_mut(&file) {
+            watched.give_up();
             watched.io = Arc::clone(io);
             watched.proven = false;
         }
@@ -201,7 +252,8 @@ impl Guards {
 
     /// Watches over it no longer.
     pub(crate) fn close(&self, file: FileKey) {
-        let Some(watched) = self.state.lock().files.remove(&file) else { return };
+        let Some(mut watched) = self.state.lock().files.remove(&file) else { return };
+        watched.give_up();
         if let (Basis::Watch(name), Ok(watch)) = (&watched.basis, &self.watch) {
             self.state.lock().names.remove(name);
             if let Err(error) = watch.remove(&watched.io) {

@@ -58,7 +58,7 @@ mod trap;
 mod view;
 
 pub use cache::Cache;
-pub use config::{After, CacheConfig, PinMode, Validation, Wait};
+pub use config::{After, CacheConfig, Guard, PinMode, Validation, Wait};
 pub use error::{Error, Result};
 pub use file::File;
 pub use guard::Coherence;

@@ -214,7 +214,9 @@ impl Map {
     }
 
     /// Where it is. Valid until the map is dropped; accesses must tolerate that others change the
-    /// bytes (use volatile or atomic accesses), and get SIGBUS past the end of the file.
+    /// bytes (use volatile or atomic accesses), and get SIGBUS past the end of the file. Advice that
+    /// changes contents (`MADV_REMOVE`) is not for it: use [`File::punch_hole`]; beside another change
+    /// of ours it would not be noticed.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapped.map.as_ptr()

@@ -144,9 +144,34 @@ impl DetachedPin {
 }
 
 impl File {
+    /// As [`let_go`](Self::let_go), and says where keeping away was refused.
     pub(crate) fn release_key(&self, key: PinKey, range: &Range<u64>, after: After) -> Result<u64> {
+        let (written, refused) = self.let_go(key, range, after)?;
+        refused.map_or(Ok(written), |why| Err(Error::Unguarded { range: range.clone(), why }))
+    }
+
+    /// Ends a pin: how many bytes were written back, and why they were not kept away if they should
+    /// have been.
+    pub(crate) fn let_go(
+        &self,
+        key: PinKey,
+        range: &Range<u64>,
+        after: After,
+    ) -> Result<(u64, Option<String>)> {
         let shared = &self.handle.cache.shared;
-        let keep = after == After::KeepAway;
+        shared.not_forked()?;
+        if after == After::WriteBack {
+            return Ok((self.end_pin(key, range, false)?, None));
+        }
+        // Whoever opens the file while this lasts waits until it is over, and then for the bytes.
+        match shared.guards.keep(self.handle.backing.key) {
+            Ok(_kept) => Ok((self.end_pin(key, range, true)?, None)),
+            Err(why) => Ok((self.end_pin(key, range, false)?, Some(why))),
+        }
+    }
+
+    fn end_pin(&self, key: PinKey, range: &Range<u64>, keep: bool) -> Result<u64> {
+        let shared = &self.handle.cache.shared;
         match shared.request(Request::Release { pin: key, keep }, Wait::Block) {
             Ok(Outcome::Released { lost_bytes, cut, .. }) if lost_bytes > 0 => {
                 Err(Error::FileShrunk {

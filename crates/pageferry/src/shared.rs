@@ -66,6 +66,7 @@ pub(crate) struct Tally {
     pub(crate) flusher_runs: AtomicU64,
     pub(crate) flusher_failures: AtomicU64,
     pub(crate) lost_bytes: AtomicU64,
+    pub(crate) unguarded_openers: AtomicU64,
 }
 
 impl Tally {
@@ -90,7 +91,7 @@ impl Shared {
             changed: Condvar::new(),
             device,
             info,
-            guards: Guards::new(config.validation),
+            guards: Guards::new(&config),
             config,
             budget_frames,
             files: RwLock::new(HashMap::new()),

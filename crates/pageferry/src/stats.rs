@@ -44,7 +44,7 @@ impl Stats {
         let (e, t) = (core.engine.stats(), &shared.tally);
         let frame = shared.info.frame_bytes;
         let of = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        let table: [(&str, &str, u64, &str); 26] = [
+        let table: [(&str, &str, u64, &str); 27] = [
             ("pins", "count", e.pins, "pins granted, those of device faults included"),
             ("fetches", "count", e.fetches, "copies onto the device"),
             ("fetched_bytes", "bytes", e.fetched_bytes, "bytes copied onto the device"),
@@ -113,6 +113,12 @@ impl Stats {
                 "bytes",
                 of(&t.lost_bytes),
                 "device-written bytes that could not be kept at the cache's end",
+            ),
+            (
+                "unguarded_openers",
+                "count",
+                of(&t.unguarded_openers),
+                "times that others were let in though bytes were away",
             ),
             ("live_pins", "count", core.engine.live_pins(), "pins held now"),
             (

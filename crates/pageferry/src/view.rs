@@ -59,6 +59,8 @@ struct Held {
     pins: BTreeMap<(u64, u64), HeldPin>,
     /// What was written and released with `KeepAway`: flushed at the end.
     written: RangeSet,
+    /// Bytes that went home at once.
+    written_bytes: u64,
     /// What is being pinned.
     coming: RangeSet,
     /// Counts uses.
@@ -415,7 +417,9 @@ impl View<'_> {
             if pin.writes {
                 held.written.add(range.clone());
             }
-            self.file.release_key(pin.key, &range, After::KeepAway)?;
+            // What no guard keeps goes home now instead of at the view's end.
+            let (written, _) = self.file.let_go(pin.key, &range, After::KeepAway)?;
+            held.written_bytes += written;
         }
         Ok(())
     }
@@ -443,7 +447,7 @@ impl View<'_> {
             }
         }
         let shared = &self.file.handle.cache.shared;
-        let mut written = 0;
+        let mut written = held.written_bytes;
         // What was written and no more: another's pin in between is none of this view's business.
         for (range, ()) in held.written.iter() {
             match shared.flush(self.file.handle.backing.key, range, false) {

@@ -12,7 +12,7 @@ struct Scene {
     watch: Watch,
     file: HostFile,
     key: WatchKey,
-    _breaks: LeaseBreaks,
+    breaks: LeaseBreaks,
 }
 
 fn scene_in(base: &std::path::Path, writable: bool) -> Scene {
@@ -22,8 +22,8 @@ fn scene_in(base: &std::path::Path, writable: bool) -> Scene {
     let file = HostFile::open(dir.path().join("f"), writable).expect("open");
     let key = watch.add(&file).expect("mark");
     let breaks = LeaseBreaks::start(|| ()).expect("thread");
-    file.send_breaks_to(&breaks).expect("owner");
-    Scene { dir, watch, file, key, _breaks: breaks }
+    file.send_breaks_to(&breaks);
+    Scene { dir, watch, file, key, breaks }
 }
 
 impl Scene {
@@ -143,7 +143,9 @@ fn whoever_opens_a_leased_file_waits_and_the_holder_is_told() {
     let s = scene_in(&std::env::temp_dir(), true);
     let (told, hear) = std::sync::mpsc::channel();
     let breaks = LeaseBreaks::start(move || told.send(()).expect("listened to")).expect("thread");
-    s.file.send_breaks_to(&breaks).expect("owner");
+    s.file.send_breaks_to(&breaks);
+    // Giving one up forgets whom to tell of the next.
+    assert!(s.alone() && s.alone());
     s.file.take_lease().expect("lease");
     assert!(s.file.has_lease());
     let path = s.path();
@@ -177,6 +179,8 @@ fn it_works_without_privileges() {
     assert!(s.heard().iter().all(|h| h.own));
     let other = HostFile::open("/etc/passwd", false).expect("open");
     s.watch.add(&other).expect("watching needs no ownership");
+    assert!(other.take_lease().is_err(), "nobody would be told");
+    other.send_breaks_to(&s.breaks);
     let refused = other.take_lease().expect_err("not ours");
     assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
 }

@@ -61,12 +61,22 @@ impl Watched {
 
     /// Nobody else has it open, or could write to it where it is open for reading.
     fn alone(&self) -> io::Result<()> {
+        if self.held {
+            // Whoever waits for it may have been let in by the kernel.
+            let sure = self.is_held();
+            return if sure { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
+        }
         if self.leased {
             return Ok(());
         }
         self.io.take_lease()?;
         self.io.drop_lease();
         Ok(())
+    }
+
+    /// The lease still shuts others out: nobody waits for it, or not for long.
+    fn shuts_out(&self, since: Instant) -> bool {
+        self.io.has_lease() || self.breaking.unwrap_or(since).elapsed() < LEASE_MIN
     }
 
     fn observed(&self) -> Observed {
@@ -94,7 +104,11 @@ impl Guards {
     }
 
     /// Brings the file's epoch up to date. `true`: it was proven, and nothing was heard since.
-    fn settle<'s>(&self, state: &'s mut State, file: FileKey) -> Result<(bool, &'s mut Watched)> {
+    pub(super) fn settle<'s>(
+        &self,
+        state: &'s mut State,
+        file: FileKey,
+    ) -> Result<(bool, &'s mut Watched)> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else {
             watched.epoch += u64::from(matches!(watched.basis, Basis::Nothing(_)));
@@ -156,12 +170,18 @@ impl Guards {
     fn open_window(&self, state: &mut State, file: FileKey) -> Result<()> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else { return Ok(()) };
-        let leased = watched.io.take_lease();
+        let leased = match watched.held {
+            // Noticed by the thread that is told of it, a moment ago; or it may be long over.
+            true => {
+                watched.io.has_lease() || watched.breaking.is_some_and(|b| b.elapsed() < LEASE_MIN)
+            }
+            false => watched.io.take_lease().is_ok(),
+        };
         watched.since = Instant::now();
         state.hear(watch);
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        watched.leased = leased.is_ok();
-        watched.visited |= leased.is_err();
+        watched.leased = leased;
+        watched.visited |= !leased;
         Ok(())
     }
 
@@ -171,15 +191,18 @@ impl Guards {
         let last = watched.own == 1;
         if last && watched.leased {
             // Somebody may wait for its end; if for too long, it has gone ahead beside our changes.
-            watched.changed |= watched.since.elapsed() > LEASE_MIN && !watched.io.has_lease();
+            watched.changed |= !watched.shuts_out(watched.since);
             if let Ok(watch) = &self.watch {
                 state.hear(watch);
             }
         }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let seen = measure(&watched.io);
-        if last && std::mem::take(&mut watched.leased) {
+        if last && std::mem::take(&mut watched.leased) && !watched.held {
             watched.io.drop_lease();
+        }
+        if last && watched.home {
+            watched.give_up();
         }
         watched.own -= 1;
         let seen = seen?;
@@ -217,7 +240,7 @@ fn measure(io: &HostFile) -> Result<FileStamp> {
 }
 
 /// Why a lease was refused.
-fn explain(error: &io::Error) -> String {
+pub(super) fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => "somebody else has it open or mapped".into(),
         Some(libc::EACCES) => {

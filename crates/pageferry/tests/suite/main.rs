@@ -15,6 +15,7 @@ mod children;
 mod common;
 mod cuts;
 mod failures;
+mod guards;
 mod kernel;
 mod mapping;
 mod mount;
