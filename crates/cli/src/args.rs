@@ -122,6 +122,16 @@ pub(crate) struct RunArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GuardName {
+    /// Nobody: keeping away is refused.
+    None,
+    /// A lease while something is away: whoever opens the file waits until it is home.
+    Lease,
+    /// The strongest that works for the file.
+    Auto,
+}
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = crate::io::HELP)]
 pub(crate) struct IoArgs {
@@ -140,6 +150,13 @@ pub(crate) struct IoArgs {
     #[arg(long, value_name = "SECONDS", value_parser = size::seconds, default_value = "5",
         allow_negative_numbers = true)]
     pub(crate) flush_age: f64,
+    /// Who makes other programs wait for what is kept away.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) guard: GuardName,
+    /// Use copies again as long as the file's size and times stay, instead of proving that nobody can
+    /// have changed it.
+    #[arg(long)]
+    pub(crate) trust_stamps: bool,
     /// One JSON object for each command.
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pageferry::soft::{SoftConfig, SoftDevice};
-use pageferry::{Cache, CacheConfig};
+use pageferry::{Cache, CacheConfig, Coherence};
 
 /// A device of so much memory and a cache over all of it.
 pub(crate) fn cache(
@@ -13,11 +13,32 @@ pub(crate) fn cache(
     frame: u64,
     flush_age: Option<Duration>,
 ) -> anyhow::Result<(Cache, Arc<SoftDevice>)> {
+    cache_with(memory, frame, CacheConfig::default().flush_age(flush_age))
+}
+
+/// As [`cache`], with settings.
+pub(crate) fn cache_with(
+    memory: u64,
+    frame: u64,
+    config: CacheConfig,
+) -> anyhow::Result<(Cache, Arc<SoftDevice>)> {
     let soft = SoftConfig { frame_bytes: frame, capacity_bytes: memory, ..SoftConfig::default() };
     let device = Arc::new(SoftDevice::new(soft).context("making the software device")?);
-    let config = CacheConfig::default().flush_age(flush_age);
     let cache = Cache::new(device.clone(), config).context("opening the cache")?;
     Ok((cache, device))
+}
+
+/// A word for what copies of a file rest on, and a sentence.
+pub(crate) fn trust(coherence: &Coherence) -> (&'static str, String) {
+    match coherence {
+        Coherence::Fixed => ("fixed", "nobody can change it: copies serve for ever".into()),
+        Coherence::Proven => {
+            ("proven", "copies serve until somebody may have changed it, which is noticed".into())
+        }
+        Coherence::Stamps => ("stamps", "copies serve while its size and times stay".into()),
+        Coherence::Unproven(why) => ("unproven", format!("each pin copies again: {why}")),
+        _ => ("unknown", "no more is known".into()),
+    }
 }
 
 /// The usual flush age.

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::args::{FileArgs, WhereArgs};
 use crate::io::placement_json;
 use crate::output::line;
-use crate::setup::cache;
+use crate::setup::{cache, trust};
 use crate::size::human;
 
 /// The usual frame.
@@ -26,6 +26,7 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
         own.and_then(|f| f.metadata()).with_context(|| format!("looking at {name}"))?
     };
     let obstacle = obstacle(&args.file)?;
+    let (reuse, because) = reuse(&args.file, obstacle.is_none());
     let (bytes, stored) = (meta.len(), meta.blocks() * 512);
     let (pages, frames) = (bytes.div_ceil(4096), bytes.div_ceil(FRAME));
     if args.json {
@@ -34,6 +35,7 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
                 "ok": true, "file": name.to_string(), "bytes": bytes, "stored_bytes": stored,
                 "sparse": stored < bytes, "links": meta.nlink(), "writable": obstacle.is_none(),
                 "pages": pages, "frame_bytes": FRAME, "frames": frames,
+                "reuse": reuse, "reuse_detail": because,
             })
             .to_string(),
         )?;
@@ -53,7 +55,20 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
             std::io::Error::from_raw_os_error(why)
         ),
     })?;
+    line(format!("  copies on the device: {reuse}; {because}"))?;
     Ok(true)
+}
+
+/// Whether copies of the file would serve more than one pin, and why.
+fn reuse(path: &Path, writable: bool) -> (&'static str, String) {
+    let looked = cache(64 << 10, 64 << 10, None).and_then(|(cache, _)| {
+        let file = if writable { cache.open(path) } else { cache.open_read_only(path) };
+        Ok(file?.coherence()?)
+    });
+    match looked {
+        Ok(coherence) => trust(&coherence),
+        Err(error) => ("unknown", format!("it could not be looked at: {error:#}")),
+    }
 }
 
 /// What keeps us from writing the file, if something about the file does.

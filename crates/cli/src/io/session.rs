@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pageferry::soft::{FailPoint, SoftDevice};
-use pageferry::{After, Cache, Error, File, Map, Pin, PinMode, Wait};
+use pageferry::{
+    After, Cache, CacheConfig, Error, File, Guard, Map, Pin, PinMode, Validation, Wait,
+};
 use serde_json::Value;
 
 use super::command::{Command, Fill, Look, Reply, is_write_back};
 use super::{HELP, data, placement_json, state_name};
-use crate::args::IoArgs;
+use crate::args::{GuardName, IoArgs};
 use crate::failure::Failure;
 use crate::output::hex;
 use crate::setup;
@@ -39,7 +41,14 @@ pub(super) fn moved(verb: &str, range: &Range<u64>) -> String {
 
 impl Session {
     pub(super) fn open(args: &IoArgs, age: Option<Duration>) -> anyhow::Result<Session> {
-        let (cache, device) = setup::cache(args.device_memory, args.frame, age)?;
+        let guard = match args.guard {
+            GuardName::None => Guard::None,
+            GuardName::Lease => Guard::Lease,
+            GuardName::Auto => Guard::Auto,
+        };
+        let validation = if args.trust_stamps { Validation::Stamps } else { Validation::Proof };
+        let config = CacheConfig::default().flush_age(age).guard(guard).validation(validation);
+        let (cache, device) = setup::cache_with(args.device_memory, args.frame, config)?;
         let file = open_file(&cache, args)?;
         Ok(Session { cache, device, file, pins: BTreeMap::new(), next_pin: 1, map: None })
     }
