@@ -99,8 +99,10 @@ impl Settings {
 /// The one place that knows which guards the library has.
 fn with_guard(config: CacheConfig, guard: Guard) -> anyhow::Result<CacheConfig> {
     match guard {
-        Guard::None => Ok(config),
-        other => anyhow::bail!("this library has no guards yet; --guard {other:?} cannot be had"),
+        Guard::None => Ok(config.guard(pageferry::Guard::None)),
+        Guard::Lease => Ok(config.guard(pageferry::Guard::Lease)),
+        Guard::Auto => Ok(config.guard(pageferry::Guard::Auto)),
+        Guard::Fanotify => anyhow::bail!("this library has no fanotify guard yet"),
     }
 }
 

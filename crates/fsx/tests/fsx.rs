@@ -38,10 +38,15 @@ fn the_cache_alone() {
     no_difference(&["--no-foreign", "--seeds", "4"]);
 }
 
-/// What outsiders store through mappings, or beside stores through ours, is not always noticed yet.
 #[test]
 fn with_outsiders() {
-    no_difference(&["--no-maps", "--no-foreign-maps", "--seeds", "4"]);
+    no_difference(&["--seeds", "4"]);
+}
+
+/// Outsiders are not asked to wait for a flush: the lease makes them.
+#[test]
+fn with_outsiders_under_a_lease() {
+    no_difference(&["--guard", "lease", "--seeds", "4", "--seed", "100"]);
 }
 
 #[test]
@@ -50,7 +55,7 @@ fn other_shapes() {
         &["--no-foreign", "--size", "300001", "--start", "0", "--device-memory", "128k"][..],
         &["--no-foreign", "--frame", "256k", "--device-memory", "1m", "--touch", "4k"],
         &["--no-foreign", "--flush-age", "1"],
-        &["--no-maps", "--no-foreign-maps", "--size", "5m", "--every", "0"],
+        &["--size", "5m", "--every", "0"],
     ] {
         no_difference(args);
     }

@@ -8,14 +8,11 @@ pub enum Standing {
     NotApplicable(&'static str),
     /// It needs something that is not built yet.
     Waits(&'static str),
-    /// Nothing asserts it by itself yet.
-    Untested(&'static str),
 }
 
-use Standing::{NotApplicable as N, Tested as T, Untested as U, Waits as W};
+use Standing::{NotApplicable as N, Tested as T, Waits as W};
 
 const ANON: &str = "pageferry caches files; anonymous and private memory stays the kernel's";
-const OUTSIDERS: &str = "outsiders (other processes)";
 const SECOND: &str = "a second device on one file";
 
 /// Number, short wording, standing.
@@ -46,9 +43,7 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         5,
         "fetching a page under the kernel's writeback corrupts nothing",
-        U(
-            "reads and writes go through the page cache, which orders them; the stress syncs at random",
-        ),
+        T(&["kernel::writeback_beside_fetches_corrupts_nothing"]),
     ),
     (
         6,
@@ -81,7 +76,7 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         15,
         "two threads moving one range move each page once",
-        U("page locks (I3) exclude it; the world checks them after each step"),
+        T(&["kernel::two_threads_that_pin_one_range_move_each_page_once"]),
     ),
     (
         16,
@@ -106,7 +101,14 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         "a write to part of an away page keeps the rest",
         T(&["changes::a_write_over_away_bytes_keeps_the_rest_of_the_page"]),
     ),
-    (20, "every reading system call gives device bytes", W(OUTSIDERS)),
+    (
+        20,
+        "every reading system call gives device bytes",
+        T(&[
+            "kernel::every_reading_call_gives_released_bytes",
+            "guards::whoever_opens_the_file_sees_what_the_device_wrote",
+        ]),
+    ),
     (
         21,
         "many threads reading one away page: one return, equal bytes",
@@ -209,7 +211,14 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         ]),
     ),
     (43, "fsync through us covers away pages", T(&["pins::ten_times_the_device_runs_through_it"])),
-    (44, "so do the other ways to sync", W(OUTSIDERS)),
+    (
+        44,
+        "so do the other ways to sync",
+        T(&[
+            "guards::whoever_opens_the_file_sees_what_the_device_wrote",
+            "rfc::device_writes_survive_the_page_cache",
+        ]),
+    ),
     (45, "an asynchronous msync need not wait", N("not offered")),
     (
         46,
@@ -312,20 +321,19 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         "preallocation changes no content",
         T(&["changes::holes_zeroes_and_shifts_equal_a_plain_twin"]),
     ),
-    (65, "random sequences equal a twin's", W("the twin-file exerciser")),
+    (65, "random sequences equal a twin's", T(&["fsx::the_cache_alone", "fsx::with_outsiders"])),
+    (66, "truncation racing everything", T(&["cuts::what_was_cut_off_never_comes_back"])),
+    (67, "MADV_REMOVE equals a punch", T(&["kernel::madv_remove_is_a_punched_hole"])),
     (
-        66,
-        "truncation racing everything",
-        U("the engine's world does it; the real kernel's stress does not truncate yet"),
+        68,
+        "O_DIRECT reads see device bytes",
+        T(&[
+            "kernel::every_reading_call_gives_released_bytes",
+            "guards::whoever_opens_the_file_sees_what_the_device_wrote",
+        ]),
     ),
-    (67, "MADV_REMOVE equals a punch", W(OUTSIDERS)),
-    (68, "O_DIRECT reads see device bytes", W(OUTSIDERS)),
-    (69, "O_DIRECT writes reach the device", W(OUTSIDERS)),
-    (
-        70,
-        "O_DIRECT into away memory waits",
-        U("a system call that is given away memory waits; O_DIRECT itself is not tried"),
-    ),
+    (69, "O_DIRECT writes reach the device", T(&["kernel::direct_writes_reach_the_next_pin"])),
+    (70, "O_DIRECT into away memory waits", T(&["kernel::direct_io_through_away_memory_waits"])),
     (71, "rename and unlink while away", T(&["changes::an_unlinked_file_works_on"])),
     (
         72,
@@ -333,14 +341,18 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         T(&["rfc::a_file_renamed_over_another_keeps_its_own_pages"]),
     ),
     (73, "a read-only descriptor gives reads only", T(&["pins::ranges_are_checked"])),
-    (74, "reflink and copy_file_range", W(OUTSIDERS)),
+    (74, "reflink and copy_file_range", T(&["kernel::reflinks_carry_released_bytes_both_ways"])),
     (75, "dropping caches loses nothing", T(&["rfc::device_writes_survive_the_page_cache"])),
     (
         76,
         "tmpfs and memfd work",
         T(&["failures::no_space_keeps_the_bytes_and_a_retry_after_making_room_works"]),
     ),
-    (77, "a frozen or read-only remounted file system", W(OUTSIDERS)),
+    (
+        77,
+        "a frozen or read-only remounted file system",
+        T(&["kernel::a_frozen_file_system_gets_its_bytes_later"]),
+    ),
     (
         78,
         "unmapping an away range loses nothing",
@@ -353,23 +365,42 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         N("a Map's address range is the cache's; moving it is not offered"),
     ),
     (81, "partial munmap", N("as C80")),
-    (82, "mlock of an away range", U("to be written")),
+    (82, "mlock of an away range", T(&["kernel::locked_memory_comes_home_and_may_go_away_again"])),
     (83, "private copies start from device bytes", N(ANON)),
     (84, "truncation and private copies", N(ANON)),
     (85, "two mappings of one file agree", T(&["mapping::two_mappings_agree"])),
     (86, "MADV_FREE, COLD, PAGEOUT lose nothing", T(&["rfc::advice_loses_nothing"])),
-    (87, "another process that maps the file sees released bytes", W(OUTSIDERS)),
-    (88, "another process reads device bytes", W(OUTSIDERS)),
+    (
+        87,
+        "another process that maps the file sees released bytes",
+        T(&["children::another_process_sees_what_was_released"]),
+    ),
+    (
+        88,
+        "another process reads device bytes",
+        T(&[
+            "children::another_process_sees_what_was_released",
+            "guards::whoever_opens_the_file_sees_what_the_device_wrote",
+        ]),
+    ),
     (89, "fork and shared away pages", T(&["mapping::a_forked_child_never_reads_zeros"])),
     (90, "fork and private away pages", N(ANON)),
     (
         91,
         "what an inherited device handle does in a child",
-        U("a cache is not for a forked child; to be stated and tested"),
+        T(&["children::a_forked_child_is_refused_and_harms_nothing"]),
     ),
-    (92, "the parent exits while away", W(OUTSIDERS)),
-    (93, "exec while away", W(OUTSIDERS)),
-    (94, "two processes migrate one file", W("sharing")),
+    (
+        92,
+        "the parent exits while away",
+        N("a child inherits no mapping; what is away when a process ends is C54's"),
+    ),
+    (93, "exec while away", T(&["children::exec_keeps_what_was_released"])),
+    (
+        94,
+        "two processes migrate one file",
+        T(&["children::two_processes_with_caches_of_their_own_share_a_page"]),
+    ),
     (
         95,
         "pinned pages are skipped by eviction",
@@ -426,17 +457,23 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         "ENOSPC: reported, kept, retried",
         T(&["failures::no_space_keeps_the_bytes_and_a_retry_after_making_room_works"]),
     ),
-    (108, "reserving space before a device write", U("not done: ENOSPC shows at the release")),
+    (
+        108,
+        "reserving space before a device write",
+        N(
+            "decided otherwise: holes stay holes until they are written, so ENOSPC shows at the release and the bytes are kept (C107)",
+        ),
+    ),
     (
         109,
         "EIO of the kernel's writeback is reported by fsync",
-        W("a failing block device in the tests"),
+        T(&["kernel::an_error_of_the_kernels_writeback_is_reported_by_sync"]),
     ),
     (110, "a read error installs nothing", T(&["failures::a_failed_copy_in_shows_nothing"])),
     (
         111,
         "EDQUOT and EFBIG as ENOSPC",
-        U("the layer below tests EFBIG; through the cache to be written"),
+        T(&["kernel::the_file_size_limit_is_reported_and_keeps_the_bytes"]),
     ),
     (
         112,
@@ -460,7 +497,11 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         "the device goes away in the middle of a copy",
         T(&["failures::a_lost_device_is_an_error_everywhere_and_never_stale_bytes"]),
     ),
-    (118, "a freed frame shows nothing of its past", U("the software device tests it")),
+    (
+        118,
+        "a freed frame shows nothing of its past",
+        T(&["kernel::a_reused_frame_shows_nothing_of_its_past"]),
+    ),
     (
         119,
         "after everything is closed nothing is in use",

@@ -237,3 +237,35 @@ fn exec_keeps_what_was_released() {
     model[..4096].fill(7);
     same(&r.on_disk("a"), &model, "the file");
 }
+
+/// Adds to a counter on the device, so many times, each under a write pin of its own eight bytes.
+fn count_on_device(file: &pageferry::File, at: u64, times: u64) {
+    for n in 1..=times {
+        let pin = file.pin(at..at + 8, PinMode::Write).unwrap();
+        let mut word = [0; 8];
+        pin.view().unwrap().read(at, &mut word).unwrap();
+        assert_eq!(u64::from_le_bytes(word), n - 1, "somebody undid it");
+        pin.view().unwrap().write(at, &n.to_le_bytes()).unwrap();
+        pin.release().unwrap();
+    }
+}
+
+/// Two processes, each with a cache of its own, work on one page: neither undoes what the other did.
+#[test]
+fn two_processes_with_caches_of_their_own_share_a_page() {
+    let name = "two_processes_with_caches_of_their_own_share_a_page";
+    if std::env::var_os("PAGEFERRY_CHILD").is_some() {
+        let device = pageferry::soft::SoftDevice::new(Default::default()).unwrap();
+        let cache = Cache::new(std::sync::Arc::new(device), CacheConfig::default()).unwrap();
+        return count_on_device(&cache.open(told()).unwrap(), 104, 1000);
+    }
+    let r = rig(4);
+    std::fs::write(r.path("a"), [0; 4096]).unwrap();
+    let mut child = again(name, r.path("a").to_str().unwrap()).unwrap().spawn().unwrap();
+    count_on_device(&r.cache.open(r.path("a")).unwrap(), 96, 1000);
+    assert!(child.wait().unwrap().success());
+    let end = r.on_disk("a");
+    for at in [96, 104] {
+        assert_eq!(u64::from_le_bytes(*end[at..].first_chunk().unwrap()), 1000, "at {at}");
+    }
+}

@@ -323,3 +323,71 @@ fn direct_writes_reach_the_next_pin() {
         same(&device_reads(&f, PAGE..2 * PAGE), &[round; 4096], "the device");
     }
 }
+
+/// A file system with reflinks: what they share is right on either side, both ways.
+#[test]
+fn reflinks_carry_released_bytes_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = match Mount::image_at("xfs", 512 << 20, &dir.path().join("image")) {
+        Ok(fs) => fs,
+        Err(why) => return skipped!("{why}"),
+    };
+    let r = rig(8);
+    let (path, other) = (fs.path().join("a"), fs.path().join("b"));
+    std::fs::write(&path, pattern(4 * PAGE)).unwrap();
+    let f = r.cache.open(&path).unwrap();
+    let clone = |from: &std::path::Path, to: &std::path::Path| {
+        let from = std::fs::File::open(from).unwrap();
+        let to = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(to);
+        rustix::fs::ioctl_ficlone(to.unwrap(), from)
+    };
+    for round in 1..10_u8 {
+        device_writes(&f, PAGE, &[round; 4096], After::KeepAway);
+        if let Err(error) = clone(&path, &other) {
+            return skipped!("FICLONE: {error}");
+        }
+        let mut model = pattern(4 * PAGE);
+        model[4096..8192].fill(round);
+        same(&std::fs::read(&other).unwrap(), &model, "the clone");
+        std::fs::write(&other, vec![round ^ 0xFF; 4 * PAGE as usize]).unwrap();
+        device_reads(&f, 0..4 * PAGE);
+        clone(&other, &path).unwrap();
+        same(&device_reads(&f, 0..4 * PAGE), &vec![round ^ 0xFF; 4 * PAGE as usize], "cloned into");
+        std::fs::write(&path, pattern(4 * PAGE)).unwrap();
+    }
+}
+
+/// While the file system is frozen nothing reaches it; what was to be written arrives afterwards.
+#[test]
+fn a_frozen_file_system_gets_its_bytes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = match Mount::image_at("ext4", 64 << 20, &dir.path().join("image")) {
+        Ok(fs) => fs,
+        Err(why) => return skipped!("{why}"),
+    };
+    let freeze = |how: &str| {
+        std::process::Command::new("fsfreeze")
+            .arg(how)
+            .arg(fs.path())
+            .status()
+            .is_ok_and(|s| s.success())
+    };
+    let r = rig(8);
+    std::fs::write(fs.path().join("a"), pattern(4 * PAGE)).unwrap();
+    let f = r.cache.open(fs.path().join("a")).unwrap();
+    let pin = f.pin(0..PAGE, PinMode::Write).unwrap();
+    pin.view().unwrap().write(0, &[7; 4096]).unwrap();
+    if !freeze("--freeze") {
+        return skipped!("fsfreeze is not to be had");
+    }
+    let pin = pin.detach();
+    let release = std::thread::spawn(move || pin.attach().release());
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let frozen = !release.is_finished();
+    assert!(freeze("--unfreeze"));
+    assert!(frozen, "it was written to a frozen file system");
+    release.join().unwrap().unwrap();
+    let mut model = pattern(4 * PAGE);
+    model[..4096].fill(7);
+    same(&std::fs::read(fs.path().join("a")).unwrap(), &model, "the file");
+}
