@@ -32,6 +32,7 @@ compile_error!("pageferry-linux is for 64-bit Linux");
 
 mod abi;
 mod file;
+mod fork;
 mod lease;
 pub mod limits;
 mod map;

@@ -14,10 +14,15 @@
 //! after the next scan. `vm.max_map_count` bounds them all: [`MapError::OutOfVmas`].
 //!
 //! # Fork
-//! All mappings are `MADV_DONTFORK`: a forked child that touches them gets `SIGSEGV`, never zeros
-//! and never a mapping that could write behind the parent's back. What cannot be closed is the
-//! instant between `mmap` and `madvise` in [`FileMap::new`]; bringing ranges home has no such
-//! instant. In a child, a `FileMap` refuses to change anything and its drop does nothing.
+//! All mappings are `MADV_DONTFORK`: a forked child has no mapping that could write behind the
+//! parent's back. What cannot be closed is the instant between `mmap` and `madvise` in
+//! [`FileMap::new`]; bringing ranges home has no such instant. In a child, a `FileMap` refuses
+//! everything, loads and stores too, and its drop does nothing.
+//!
+//! A pointer from [`FileMap::as_ptr`] raises `SIGSEGV` in a child: `fork` leaves memory there that
+//! nobody may access, lest the child's allocator puts its own there. A child made by a bare `clone`
+//! system call, or one that is short of mappings, has a hole instead, which is `SIGSEGV` only until
+//! something else is mapped there.
 //!
 //! # Beyond the end of the file
 //! A map may extend beyond it, as with any `mmap`: a whole page beyond raises `SIGBUS`, and what is
@@ -40,13 +45,13 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use rustix::mm::{Advice as Madvise, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::file::HostFile;
+use crate::fork::{GuardedRange, Owner};
 use crate::page::{RangeSet, page_bytes};
 use crate::store_tracker::StoreTracker;
-use crate::tid::current_pid;
 use crate::uffd::Uffd;
 
 pub use error::{AccessError, MapError};
@@ -57,7 +62,7 @@ pub use stores::StoredPages;
 /// A shared mapping of one page-aligned range of a [`HostFile`].
 ///
 /// # Invariants
-/// - In the process `owner`, `[base, base + len)` is mapped from construction to drop, by us alone:
+/// - In the address space of `owner`, `[base, base + len)` is mapped from construction to drop, by us alone:
 ///   each part by the file's pages or by a placeholder registered with `uffd`. (Only a failure of
 ///   the kernel's own `mremap` half-way could leave a hole; see [`trap`](FileMap::trap).)
 /// - `anchor` is a second mapping of the same file range, with the same protection, that is never
@@ -75,10 +80,18 @@ pub struct FileMap {
     file: Arc<HostFile>,
     writable: bool,
     /// The process that made the map; a forked child has other memory at these addresses.
-    owner: i32,
+    owner: Owner,
     tracker: Option<Arc<StoreTracker>>,
     uffd: OnceLock<Arc<Uffd>>,
-    shape: Mutex<Shape>,
+    /// Shared by copies, which need the range to stay home while they are in the kernel; whatever
+    /// changes the map, and a scan for stores, excludes them. parking_lot's lock lets a waiting
+    /// writer go before readers that come later, so neither side starves.
+    ///
+    /// What is done under it may wait for storage, and for the reader of `uffd`, but never for a
+    /// page that is away: so no memory of a caller is touched under it.
+    shape: RwLock<Shape>,
+    /// Dropped after the range has been unmapped.
+    _guard: GuardedRange,
 }
 
 /// Which parts of a map are not ordinary.
@@ -109,6 +122,7 @@ impl FileMap {
         if writable && !file.is_writable() {
             return Err(MapError::ReadOnlyFile);
         }
+        let owner = Owner::current().map_err(|e| MapError::of("a page for MADV_WIPEONFORK", e))?;
         let base = map_file(file, offset, len, writable)?;
         let anchor = map_file(file, offset, len, writable).inspect_err(|_| {
             // SAFETY: `base` has just been mapped by us with this length, and nobody knows it.
@@ -121,10 +135,11 @@ impl FileMap {
             offset,
             file: Arc::clone(file),
             writable,
-            owner: current_pid(),
+            owner,
             tracker: None,
             uffd: OnceLock::new(),
-            shape: Mutex::default(),
+            shape: RwLock::default(),
+            _guard: GuardedRange::new(&(base.addr().get()..base.addr().get() + len)),
         })
     }
 
@@ -132,7 +147,7 @@ impl FileMap {
     /// [`scan_stores`](FileMap::scan_stores).
     ///
     /// # Errors
-    /// As [`new`](FileMap::new), and `Os` if the mapping cannot be registered.
+    /// As [`new`](FileMap::new), and `Forked` if the tracker is a parent process's.
     pub fn tracked(
         file: &Arc<HostFile>,
         offset: u64,
@@ -140,10 +155,14 @@ impl FileMap {
         writable: bool,
         tracker: &Arc<StoreTracker>,
     ) -> Result<FileMap, MapError> {
+        if !tracker.is_ours() {
+            // It would watch the parent's memory.
+            return Err(MapError::Forked);
+        }
         let mut map = FileMap::new(file, offset, len, writable)?;
         map.tracker = Some(Arc::clone(tracker));
         // Registered by the first scan; until then any store is unseen.
-        map.lost_track(&mut map.shape.lock(), 0..len);
+        map.lost_track(&mut map.shape.write(), 0..len);
         Ok(map)
     }
 
@@ -212,7 +231,7 @@ impl FileMap {
             let (offset, len) = (range.start as u64, range.len());
             return Err(MapError::Misaligned { offset, len, page });
         }
-        if self.owner != current_pid() {
+        if !self.owner.is_current() {
             return Err(MapError::Forked);
         }
         Ok(())
@@ -221,7 +240,7 @@ impl FileMap {
 
 impl Drop for FileMap {
     fn drop(&mut self) {
-        if self.owner != current_pid() {
+        if !self.owner.is_current() {
             return;
         }
         for start in [self.base, self.anchor] {

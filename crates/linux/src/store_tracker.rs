@@ -13,15 +13,18 @@ use linux_raw_sys::general as raw;
 use rustix::fs::{Mode, OFlags};
 
 use crate::abi;
+use crate::fork::Owner;
 use crate::uffd::{Features, UffdError, UffdMode, connect, register};
 
-/// Tracks stores to the [`FileMap`](crate::FileMap)s made with it.
+/// Tracks stores to the [`FileMap`](crate::FileMap)s made with it, any number of them: its two
+/// descriptors are the process's, not a map's.
 ///
 /// # Invariants
 /// - `uffd` has agreed on `WP_ASYNC`: what is registered for write protection never blocks.
-/// - `pagemap` is that of the process that opened it.
+/// - Both descriptors act on the memory of `owner`, in a forked child of it as well.
 #[derive(Debug)]
 pub struct StoreTracker {
+    owner: Owner,
     uffd: OwnedFd,
     pagemap: OwnedFd,
 }
@@ -36,28 +39,31 @@ impl StoreTracker {
     /// [`UffdError`] names what is missing; `Os` with `ENOTTY` means that the kernel has no
     /// `PAGEMAP_SCAN`.
     pub fn open() -> Result<StoreTracker, UffdError> {
+        let os = |call| move |source: io::Error| UffdError::Os { call, source };
+        let owner = Owner::current().map_err(os("a page for MADV_WIPEONFORK"))?;
         let features = Features::WP_ASYNC | Features::WP_UNPOPULATED;
         // It never handles a fault, so the mode that needs no privilege will do.
         let modes = [UffdMode::UserOnly, UffdMode::KernelAndUser];
         let (uffd, _, _) = connect(&modes, features, features)?;
         let pagemap =
             rustix::fs::open("/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| UffdError::Os {
-                    call: "open(/proc/self/pagemap)",
-                    source: e.into(),
-                })?;
-        let tracker = StoreTracker { uffd, pagemap };
+                .map_err(|e| os("open(/proc/self/pagemap)")(e.into()))?;
+        let tracker = StoreTracker { owner, uffd, pagemap };
         // A scan of nothing: succeeds if the kernel knows the request.
-        tracker
-            .scan_some(&(0..0), &mut [], false)
-            .map_err(|source| UffdError::Os { call: "ioctl(PAGEMAP_SCAN)", source })?;
+        tracker.scan_some(&(0..0), &mut [], false).map_err(os("ioctl(PAGEMAP_SCAN)"))?;
         Ok(tracker)
+    }
+
+    /// Whether it tracks the calling process, and not a parent.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner.is_current()
     }
 
     /// Watches `range`. Everything in it counts as stored to until it is scanned.
     ///
     /// # Safety
-    /// `range` must be a mapping that belongs to the caller.
+    /// `range` must be a mapping that belongs to the caller, in the process that this is
+    /// [ours](StoreTracker::is_ours) in.
     pub(crate) unsafe fn watch(&self, range: Range<usize>) -> io::Result<()> {
         // SAFETY: the mapping is the caller's; in asynchronous mode accesses go on as ever.
         unsafe { register(self.uffd.as_fd(), range, abi::WRITE_PROTECT) }

@@ -1,7 +1,7 @@
 //! The descriptor through which the kernel tells of CPU accesses to pages that are away.
 //!
 //! # Rules
-//! - Somebody has to read: [`Uffd::wait`], in a thread of its own. Moving a placeholder into place
+//! - Somebody has to read: [`Uffd::wait`], in a thread of its own, whatever errors it gives. Moving a placeholder into place
 //!   ([`FileMap::trap`](crate::FileMap::trap)) waits until the reader has taken the `REMAP` event
 //!   that the move causes, so **the reader never moves**, nor waits for someone who does. It never
 //!   touches trapped memory either.
@@ -25,11 +25,11 @@ mod handshake;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use linux_raw_sys::{general as raw, ioctl as numbers};
 
 use crate::abi;
+use crate::fork::Owner;
 pub use event::{Event, Fault, Wakeup};
 pub(crate) use handshake::{Features, connect};
 pub use handshake::{UffdError, UffdMode};
@@ -39,15 +39,20 @@ pub use handshake::{UffdError, UffdMode};
 /// # Invariants
 /// - `fd` is non-blocking and has agreed on `EVENT_REMAP`; a placeholder that moves stays trapped.
 /// - Only anonymous placeholders of [`FileMap`](crate::FileMap)s are ever registered with it.
+/// - It acts on the memory of `owner`, in a forked child of it as well; so a child does nothing with
+///   it.
 #[derive(Debug)]
 pub struct Uffd {
+    owner: Owner,
     fd: OwnedFd,
-    /// Readable for ever once the reader is to stop.
+    /// Readable for ever once the readers are to stop.
     stop: OwnedFd,
+    /// An epoll instance over the two.
+    either: OwnedFd,
     mode: UffdMode,
     features: Features,
-    /// The thread that waited last, 0 before there was one: it must not move placeholders.
-    reader: AtomicU32,
+    /// Which descriptor this is, for [`is_reader`](Uffd::is_reader).
+    serial: u64,
 }
 
 impl Uffd {
@@ -70,12 +75,20 @@ impl Uffd {
     fn open_as(modes: &[UffdMode]) -> Result<Uffd, UffdError> {
         let optional = Features::THREAD_ID | Features::POISON | Features::EXACT_ADDRESS;
         let (fd, mode, features) = connect(modes, Features::EVENT_REMAP, optional)?;
+        let os = |call, source: io::Error| UffdError::Os { call, source };
+        let owner = Owner::current().map_err(|e| os("a page for MADV_WIPEONFORK", e))?;
         let stop = rustix::event::eventfd(
             0,
             rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
         )
-        .map_err(|e| UffdError::Os { call: "eventfd", source: e.into() })?;
-        Ok(Uffd { fd, stop, mode, features, reader: AtomicU32::new(0) })
+        .map_err(|e| os("eventfd", e.into()))?;
+        let either = event::either(fd.as_fd(), stop.as_fd()).map_err(|e| os("epoll", e))?;
+        Ok(Uffd { owner, fd, stop, either, mode, features, serial: event::fresh_serial() })
+    }
+
+    /// Whether it is the calling process's, and not a parent's.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner.is_current()
     }
 
     /// Whether accesses inside system calls are caught as well.
@@ -96,23 +109,18 @@ impl Uffd {
         self.features.contains(Features::POISON)
     }
 
-    /// Whether the calling thread is the one that waited for events last.
-    pub(crate) fn is_reader(&self) -> bool {
-        self.reader.load(Ordering::Relaxed) == crate::tid::current_tid()
-    }
-
     /// Registers `range` for missing faults.
     ///
     /// # Safety
     /// `range` must be anonymous memory that belongs to the caller and that nothing refers to:
-    /// from now on accesses to it wait.
+    /// from now on accesses to it wait. This must be [ours](Uffd::is_ours).
     pub(crate) unsafe fn register(&self, range: Range<usize>) -> io::Result<()> {
         // SAFETY: the caller's promise is the callee's condition.
         unsafe { register(self.fd.as_fd(), range, abi::MISSING) }
     }
 
     /// Wakes every thread that waits in `range`. Each repeats its access, and traps again if the
-    /// range still is a placeholder.
+    /// range still is a placeholder. (In a child it would wake threads of the parent: to no harm.)
     pub(crate) fn wake(&self, range: Range<usize>) -> io::Result<()> {
         let mut argument = raw::uffdio_range { start: range.start as u64, len: range.len() as u64 };
         // SAFETY: UFFDIO_WAKE takes a `uffdio_range` and touches no memory; a thread that is woken
@@ -124,8 +132,8 @@ impl Uffd {
     /// Makes every page of `range` fail: `SIGBUS` for a load or store, `EFAULT` in a system call.
     ///
     /// # Safety
-    /// `range` must be registered with this descriptor and nothing in Rust may rely on being able
-    /// to access it.
+    /// `range` must be registered with this descriptor, which must be [ours](Uffd::is_ours), and
+    /// nothing in Rust may rely on being able to access it.
     pub(crate) unsafe fn poison(&self, range: Range<usize>) -> io::Result<()> {
         let page = crate::page_bytes();
         let mut at = range.start;
@@ -153,12 +161,6 @@ impl Uffd {
         }
         // Parts that were done in an interrupted call may have waiters left.
         self.wake(range)
-    }
-}
-
-impl AsFd for Uffd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

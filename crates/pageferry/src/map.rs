@@ -136,7 +136,9 @@ impl Shared {
 ///   lost device).
 /// - A system call that is given such memory waits, too, where the system allows it (`doctor` says);
 ///   elsewhere it fails with EFAULT.
-/// - A forked child does not inherit it: touching it there is a SIGSEGV, never zeros.
+/// - A forked child does not inherit it: every call is refused there with [`Error::Forked`], and a
+///   raw access is a SIGSEGV, never zeros (except in a child made by a bare `clone` system call,
+///   which may come to have memory of its own at the same place).
 ///
 /// Rust references to the memory are not handed out: others change it.
 pub struct Map {
@@ -261,7 +263,7 @@ impl Map {
                 Err(AccessError::Os { source, .. }) => {
                     return Err(crate::cache::os_error("accessing the mapping", &source));
                 }
-                Err(error) => return Err(Error::InvalidArgument(error.to_string())),
+                Err(error) => return Err(access_error(error)),
             }
         }
         Err(Error::Os { what: "accessing the mapping".into(), errno: libc::EBUSY })
@@ -321,6 +323,13 @@ impl Map {
     }
 }
 
+fn access_error(error: AccessError) -> Error {
+    match error {
+        AccessError::Forked => Error::Forked,
+        error => Error::InvalidArgument(error.to_string()),
+    }
+}
+
 macro_rules! atomics {
     ($($load:ident $store:ident $type:ty;)*) => {
         /// Single accesses at the speed of memory, as relaxed atomics. They are touches like any
@@ -333,7 +342,7 @@ macro_rules! atomics {
                 /// [`Error::InvalidArgument`] if it is outside or misaligned.
                 #[inline]
                 pub fn $load(&self, at: usize) -> Result<$type> {
-                    self.mapped.map.load::<$type>(at).map_err(|e| Error::InvalidArgument(e.to_string()))
+                    self.mapped.map.load::<$type>(at).map_err(access_error)
                 }
 
                 /// Stores a value `at` bytes into the mapping, aligned to its size.
@@ -343,7 +352,7 @@ macro_rules! atomics {
                 /// read-only.
                 #[inline]
                 pub fn $store(&self, at: usize, value: $type) -> Result<()> {
-                    self.mapped.map.store(at, value).map_err(|e| Error::InvalidArgument(e.to_string()))
+                    self.mapped.map.store(at, value).map_err(access_error)
                 }
             )*
         }

@@ -53,6 +53,7 @@ fn transfer_error(what: &'static str, range: &Range<u64>, error: TransferError) 
 pub(crate) fn map_error(error: MapError) -> Error {
     match error {
         MapError::OutOfVmas { max_map_count } => Error::OutOfVmas { max_map_count },
+        MapError::Forked => Error::Forked,
         MapError::ReadOnlyFile => Error::ReadOnly("the file".into()),
         MapError::Os { call, source } => Error::Os { what: call.into(), errno: errno(&source) },
         error => Error::InvalidArgument(error.to_string()),

@@ -16,6 +16,9 @@ use crate::map::Mapped;
 use crate::shared::{Shared, Tally};
 use crate::{Error, Result};
 
+/// How long the reader rests after an error.
+const READ_AGAIN: Duration = Duration::from_millis(20);
+
 /// A CPU access that waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
@@ -94,8 +97,12 @@ impl Shared {
                 Ok(Wakeup::Stopped) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::error!(%error, "reading userfaultfd events failed");
-                    return;
+                    // Whoever waits depends on this thread: it ends with the cache and not before.
+                    tracing::error!(%error, "reading userfaultfd events failed; trying again");
+                    if self.core.lock().stopping {
+                        return;
+                    }
+                    std::thread::sleep(READ_AGAIN);
                 }
             }
             let faults = events.drain(..).filter_map(|event| match event {

@@ -60,8 +60,8 @@ pub enum MapError {
     /// Called by the thread that reads the userfaultfd's events, which would wait for itself.
     #[error("called by the thread that reads the userfaultfd's events")]
     CalledByReader,
-    /// The map belongs to the parent process.
-    #[error("the map belongs to the process that made it, not to a forked child")]
+    /// The map, the userfaultfd or the store tracker belongs to a parent process.
+    #[error("what a process has mapped is not its forked child's")]
     Forked,
     /// The system refused.
     #[error("{call}: {source}")]
@@ -108,6 +108,9 @@ pub enum AccessError {
         /// The value's size.
         size: usize,
     },
+    /// The map belongs to a parent process, and its addresses mean something else here.
+    #[error("what a process has mapped is not its forked child's")]
+    Forked,
     /// A store into a map for reading.
     #[error("the map is for reading only")]
     ReadOnly,

@@ -39,7 +39,7 @@ impl FileMap {
             Advice::WillNeed => Madvise::WillNeed,
             Advice::PageOut => Madvise::LinuxPageOut,
         };
-        let shape = self.shape.lock();
+        let shape = self.shape.write();
         for part in shape.away.gaps(range) {
             // SAFETY: none of these advices changes the contents of a shared file mapping.
             unsafe { madvise(self.at(part.start).cast(), part.len(), advice) }

@@ -44,11 +44,14 @@ impl FileMap {
     /// page lies beyond the end of the file, or poisoned, as any access to mapped memory does.
     ///
     /// # Errors
-    /// Not inside the map, or not aligned.
+    /// Not inside the map, or not aligned; [`AccessError::Forked`] in a child of the process that
+    /// made the map.
+    #[inline]
     pub fn load<T: Scalar>(&self, at: usize) -> Result<T, AccessError> {
         let from = self.place::<T>(at)?;
-        // SAFETY: aligned and inside the map, which is mapped as long as `self` is borrowed; where
-        // there is no page the process gets a signal, not a value.
+        // SAFETY: aligned and inside the map (checked), in the process that owns it (checked), where
+        // it is mapped as long as `self` is borrowed; where there is no page the process gets a
+        // signal, not a value.
         Ok(unsafe { T::load(from) })
     }
 
@@ -56,6 +59,7 @@ impl FileMap {
     ///
     /// # Errors
     /// As [`load`](FileMap::load), or the map is for reading only.
+    #[inline]
     pub fn store<T: Scalar>(&self, at: usize, value: T) -> Result<(), AccessError> {
         if !self.writable {
             return Err(AccessError::ReadOnly);
@@ -66,7 +70,11 @@ impl FileMap {
         Ok(())
     }
 
+    #[inline]
     fn place<T: Scalar>(&self, at: usize) -> Result<*mut u8, AccessError> {
+        if !self.owner.is_current() {
+            return Err(AccessError::Forked);
+        }
         let size = size_of::<T>();
         if at.checked_add(size).is_none_or(|end| end > self.len) {
             return Err(AccessError::OutOfRange { at, len: size, map_len: self.len });

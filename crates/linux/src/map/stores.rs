@@ -6,7 +6,7 @@
 //! |---|---|
 //! | never scanned; populated, only read, or never touched | stored to |
 //! | scanned ("armed"), then read, or mapped by readahead, or reclaimed | no |
-//! | armed, then stored to, also by `read(2)` into it or `process_vm_writev` | stored to |
+//! | armed, then stored to, also by `read(2)` into it or `process_vm_writev` (once it is over) | stored to |
 //! | the same, then reclaimed, unmapped, punched out of the file, cut off | stored to, still |
 //! | armed, then written with `pwrite`, punched, cut off by truncate, by anybody | no |
 //! | away | no (nothing can be stored) |
@@ -19,6 +19,14 @@
 //! of page tables a GiB. Only ranges that are used should pay; and whoever uses a range for the
 //! first time has to read all of it anyway. Scan
 //! first, read then: a store in between shows in the next scan.
+//!
+//! **What is not found.** The mark is taken off when a page is made writable for a store, not when
+//! the store is made. A system call that *pins* pages does the first for all of them and the second
+//! later, without the page tables: a scan in between reports the page, and what is stored then is
+//! reported to nobody. [`FileMap::copy_in`] is such a call inside, and shuts scans out. Those of the
+//! program's own are a window that only the program can close: a `read(2)` with `O_DIRECT` into the
+//! map, buffers registered with io_uring, pages given to `vmsplice`, another process's
+//! `process_vm_writev`, RDMA.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,7 +59,7 @@ impl FileMap {
         if !self.writable {
             return Ok(StoredPages::Known(Vec::new()));
         }
-        let mut shape = self.shape.lock();
+        let mut shape = self.shape.write();
         let mut found = Found::default();
         for part in shape.loose.within(range.clone()) {
             // SAFETY: part of this map's file mapping; only tracked from now on, and not hindered.

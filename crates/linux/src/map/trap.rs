@@ -37,7 +37,14 @@ impl FileMap {
     /// Takes `range` away: from now on, whoever touches it waits until it is
     /// [untrapped](FileMap::untrap) or woken, and `uffd`'s reader gets a
     /// [`Fault`](crate::Fault). What the range held is in the file (in the page cache), and every
-    /// store to it that went through has arrived there.
+    /// store to it that went through has arrived there: the CPU's, those that system calls make
+    /// through the page tables (`read(2)` into the range), and those of
+    /// [`copy_in`](FileMap::copy_in).
+    ///
+    /// What does not stop is a store to a page that the kernel has *pinned* before, which needs no
+    /// page table: by a `read(2)` with `O_DIRECT` into the range, for io_uring's registered buffers,
+    /// `vmsplice`, another process's `process_vm_writev`, RDMA. No program may have such accesses of
+    /// a range under way while it is trapped; nobody can find out here.
     ///
     /// Stores since the last [scan](FileMap::scan_stores) are forgotten: scan first, or read the
     /// file after trapping.
@@ -51,7 +58,7 @@ impl FileMap {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
         let placeholder = Placeholder::new(uffd, range.len())?;
-        let mut shape = self.shape.lock();
+        let mut shape = self.shape.write();
         match placeholder.move_to(self.at(range.start).cast()) {
             Ok(()) => {
                 shape.away.insert(range.clone());
@@ -80,7 +87,7 @@ impl FileMap {
     pub fn untrap(&self, uffd: &Arc<Uffd>, range: Range<usize>) -> Result<(), MapError> {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
-        let mut shape = self.shape.lock();
+        let mut shape = self.shape.write();
         for part in shape.away.within(range.clone()) {
             self.map_home(&part)?;
             shape.away.remove(part.clone());
@@ -96,6 +103,9 @@ impl FileMap {
     /// As of any bad range; otherwise never in practice.
     pub fn wake(&self, uffd: &Uffd, range: Range<usize>) -> Result<(), MapError> {
         self.check_pages(&range)?;
+        if !uffd.is_ours() {
+            return Err(MapError::Forked);
+        }
         uffd.wake(self.addresses(&range))
             .map_err(|source| MapError::Os { call: "ioctl(UFFDIO_WAKE)", source })
     }
@@ -114,7 +124,7 @@ impl FileMap {
     pub fn poison(&self, uffd: &Arc<Uffd>, range: Range<usize>) -> Result<(), MapError> {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
-        let shape = self.shape.lock();
+        let shape = self.shape.write();
         let os = |source| MapError::Os { call: "ioctl(UFFDIO_POISON)", source };
         if !shape.away.gaps(range.clone()).is_empty() {
             return Err(os(Errno::NOENT.into()));
@@ -145,11 +155,14 @@ impl FileMap {
     /// Not for the reader, as [`is_away`](FileMap::is_away).
     #[must_use]
     pub fn away_around(&self, at: usize) -> Option<Range<usize>> {
-        self.shape.lock().away.around(at)
+        self.shape.read().away.around(at)
     }
 
-    /// The map belongs to the first userfaultfd it was trapped with, whose reader must not call.
+    /// The map belongs to the first userfaultfd it was trapped with, whose readers must not call.
     fn check_uffd(&self, uffd: &Arc<Uffd>) -> Result<(), MapError> {
+        if !uffd.is_ours() {
+            return Err(MapError::Forked);
+        }
         if uffd.is_reader() {
             return Err(MapError::CalledByReader);
         }

@@ -1,11 +1,17 @@
 //! Reading what the kernel tells, in batches.
+//!
+//! `poll` refuses (`EINVAL`) once `RLIMIT_NOFILE` is below the number of descriptors it is asked
+//! about, and a program may lower that limit at any time; an epoll instance that exists is not
+//! concerned (both seen on 6.18). Nobody who waits may be left waiting for such a reason.
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use linux_raw_sys::general as raw;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::{Features, Uffd};
@@ -55,28 +61,68 @@ pub enum Wakeup {
 /// Messages taken in one read.
 const BATCH: usize = 64;
 
+/// What epoll says of the userfaultfd and of the descriptor that stops its readers.
+const EVENTS: u64 = 0;
+const STOP: u64 = 1;
+
+thread_local! {
+    /// The descriptors that this thread has ever waited for.
+    static READS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A name for a descriptor, never used again.
+pub(super) fn fresh_serial() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
+/// An epoll instance over a userfaultfd and a descriptor that stops its readers.
+pub(super) fn either(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let either = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (fd, name) in [(fd, EVENTS), (stop, STOP)] {
+        epoll::add(&either, fd, epoll::EventData::new_u64(name), epoll::EventFlags::IN)?;
+    }
+    Ok(either)
+}
+
 impl Uffd {
     /// Waits for events and puts up to 64 of them into `events`, which is emptied first.
     ///
-    /// Several threads may wait; each event comes to one of them.
+    /// Several threads may wait; each event comes to one of them. A thread that has waited once is
+    /// a reader for its life, and must not move placeholders.
+    ///
+    /// After an error wait again, perhaps a little later: threads depend on it.
     ///
     /// # Errors
-    /// Whatever `poll` and `read` say; not `EINTR`.
+    /// Whatever `epoll_wait` and `read` say; not `EINTR`. `PermissionDenied` in a forked child.
     pub fn wait(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<Wakeup> {
         events.clear();
-        self.reader.store(crate::tid::current_tid(), Ordering::Relaxed);
+        self.check_owner()?;
+        READS.with_borrow_mut(|reads| {
+            if !reads.contains(&self.serial) {
+                reads.push(self.serial);
+            }
+        });
         // A time too long for the kernel's clock is as good as none.
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         loop {
-            let mut fds =
-                [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
-            match poll(&mut fds, timeout.as_ref()) {
+            let none = epoll::Event {
+                flags: epoll::EventFlags::empty(),
+                data: epoll::EventData::new_u64(EVENTS),
+            };
+            let mut ready = [none; 2];
+            let count = match epoll::wait(&self.either, &mut ready[..], timeout.as_ref()) {
                 Ok(0) => return Ok(Wakeup::TimedOut),
-                Ok(_) | Err(Errno::INTR) => {}
+                Ok(count) => count,
+                Err(Errno::INTR) => 0,
                 Err(e) => return Err(e.into()),
-            }
-            let stopped = !fds[1].revents().is_empty();
-            if fds[0].revents().contains(PollFlags::ERR) {
+            };
+            // Copied out of the packed struct.
+            let says = |name| {
+                let found = ready[..count].iter().find(|event| event.data.u64() == name);
+                found.map(|event| event.flags)
+            };
+            if says(EVENTS).is_some_and(|flags| flags.contains(epoll::EventFlags::ERR)) {
                 return Err(io::Error::other(
                     "the userfaultfd is not readable (not non-blocking?)",
                 ));
@@ -84,10 +130,23 @@ impl Uffd {
             if self.read_batch(events)? {
                 return Ok(Wakeup::Events);
             }
-            if stopped {
+            if says(STOP).is_some() {
                 return Ok(Wakeup::Stopped);
             }
         }
+    }
+
+    /// Whether the calling thread is one that reads the events.
+    pub(crate) fn is_reader(&self) -> bool {
+        READS.with_borrow(|reads| reads.contains(&self.serial))
+    }
+
+    fn check_owner(&self) -> io::Result<()> {
+        if self.is_ours() {
+            return Ok(());
+        }
+        let what = "the userfaultfd belongs to the process that opened it, not to a forked child";
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
     }
 
     /// Makes [`wait`](Uffd::wait) return [`Wakeup::Stopped`] from now on, once it has handed over
@@ -97,8 +156,10 @@ impl Uffd {
     /// bring everything home first.
     ///
     /// # Errors
-    /// Never in practice (the write that tells the reader failed).
+    /// `PermissionDenied` in a forked child, whose readers these are not. Otherwise never in
+    /// practice (the write that tells the reader failed).
     pub fn stop(&self) -> io::Result<()> {
+        self.check_owner()?;
         match rustix::io::write(&self.stop, &1_u64.to_ne_bytes()) {
             // Full: it has been told often enough.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),

@@ -4,6 +4,7 @@
 
 mod child;
 mod files;
+mod forks;
 mod maps;
 mod privileges;
 mod reader;
@@ -37,4 +38,29 @@ fn file_of_pages(pages: usize) -> Arc<HostFile> {
 /// Whether a call is not supported here, which skips a test.
 fn unsupported(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+/// Ends the whole test run, with a message, if it lives for a minute: for tests whose failure is
+/// that they never end.
+struct Watchdog(std::sync::mpsc::Sender<()>);
+
+impl Watchdog {
+    fn watch(what: &'static str) -> Watchdog {
+        let (alive, ended) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            let minute = std::time::Duration::from_secs(60);
+            if ended.recv_timeout(minute) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("hangs: {what}");
+                std::process::abort();
+            }
+        });
+        Watchdog(alive)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // The sender's end is all that the thread waits for.
+        let _ = self.0.send(());
+    }
 }

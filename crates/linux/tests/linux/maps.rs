@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pageferry_linux::{AccessError, Advice, FileMap, HostFile, MapError, page_bytes};
 
-use crate::{child, file_of_pages};
+use crate::file_of_pages;
 
 #[test]
 fn impossible_mappings_are_typed_errors() {
@@ -106,41 +106,4 @@ fn advice_and_residency() {
     let outside = map.advise(page..9 * page, Advice::Normal);
     assert!(matches!(outside, Err(MapError::OutOfRange { .. })));
     assert!(matches!(map.residency(1..page), Err(MapError::Misaligned { .. })));
-}
-
-#[test]
-fn a_forked_child_has_nothing_where_the_map_is() {
-    let page = page_bytes();
-    let file = file_of_pages(2);
-    let map = FileMap::new(&file, 0, 2 * page, true).expect("map");
-    map.store(0, 1_u8).expect("store");
-    let touched = child::fork(|| i32::from(map.load::<u8>(0).unwrap_or(77)));
-    assert_eq!(touched, Err(libc::SIGSEGV));
-    // It cannot change the map either, nor unmap by dropping it what has come to be at its place.
-    let outcome = child::fork(|| {
-        let refused = matches!(map.change(), Err(MapError::Forked));
-        let to = map.as_ptr().cast();
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: nothing is mapped at this place in the child.
-        let own = unsafe { libc::mmap(to, page, libc::PROT_READ, flags, -1, 0) };
-        // SAFETY: the child's copy of the value is never used again.
-        drop(unsafe { std::ptr::read(&map) });
-        let mut vector = 0_u8;
-        // SAFETY: asks about one page, into one byte.
-        let mapped = unsafe { libc::mincore(own, page, &mut vector) } == 0;
-        i32::from(!(refused && mapped))
-    });
-    assert_eq!(outcome, Ok(0));
-    assert_eq!(map.load::<u8>(0).expect("load"), 1);
-}
-
-/// Something that only the owner may do.
-trait Change {
-    fn change(&self) -> Result<(), MapError>;
-}
-
-impl Change for FileMap {
-    fn change(&self) -> Result<(), MapError> {
-        self.msync(0..page_bytes(), false)
-    }
 }
