@@ -42,6 +42,8 @@ fn a_forked_child_is_refused_and_has_nothing_where_the_map_is() {
         let refusals = [
             matches!(map.load::<u8>(0), Err(AccessError::Forked)),
             matches!(map.store(0, 9_u8), Err(AccessError::Forked)),
+            matches!(map.copy_in(0, &[9]), Err(AccessError::Forked)),
+            matches!(map.copy_out(0, &mut [9]), Err(AccessError::Forked)),
             matches!(map.scan_stores(0..page), Err(MapError::Forked)),
         ];
         if refusals.contains(&false) {

@@ -3,6 +3,7 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what scans give")]
 
 mod child;
+mod copies;
 mod files;
 mod forks;
 mod maps;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pageferry_linux::{FileMap, HostFile, StoreTracker, StoredPages, page_bytes};
+use pageferry_linux::{FileMap, HostFile, StoreTracker, StoredPages, UffdMode, page_bytes};
 
 use crate::file_of;
 use crate::reader::Reader;
@@ -116,7 +116,9 @@ fn nobody_sees_a_stale_or_torn_word_while_blocks_come_and_go() {
                     }
                 }));
             }
-            for writer in 0..2_usize {
+            // The last one copies, which is more than a store.
+            for writer in 0..3_usize {
+                let copies = writer == 2 && cache.reader.uffd.mode() == UffdMode::KernelAndUser;
                 handles.push(inner.spawn(move || {
                     // Each writer has one word of each page for itself, and remembers it.
                     let mut versions = vec![0_u32; BLOCKS * PAGES_PER_BLOCK];
@@ -125,10 +127,21 @@ fn nobody_sees_a_stale_or_torn_word_while_blocks_come_and_go() {
                         let page = dice.below(versions.len());
                         let at = page * WORDS_PER_PAGE + 100 + writer;
                         let expected = word(at, versions[page]);
-                        let value = cache.map.load::<u64>(at * 8).expect("load");
+                        let value = if copies {
+                            let mut bytes = [0; 8];
+                            cache.map.copy_out(at * 8, &mut bytes).expect("copy");
+                            u64::from_ne_bytes(bytes)
+                        } else {
+                            cache.map.load::<u64>(at * 8).expect("load")
+                        };
                         assert_eq!(value, expected, "a store to word {at} was lost");
                         versions[page] += 1;
-                        cache.map.store(at * 8, word(at, versions[page])).expect("store");
+                        let new = word(at, versions[page]);
+                        if copies {
+                            cache.map.copy_in(at * 8, &new.to_ne_bytes()).expect("copy");
+                        } else {
+                            cache.map.store(at * 8, new).expect("store");
+                        }
                         writes.fetch_add(1, Ordering::Relaxed);
                     }
                 }));
