@@ -35,6 +35,8 @@
 mod copy;
 mod error;
 mod hints;
+mod mend;
+mod placeholder;
 mod scalar;
 mod stores;
 mod trap;
@@ -46,7 +48,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
-use rustix::mm::{Advice as Madvise, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{
+    Advice as Madvise, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mprotect, munlock, munmap,
+};
 
 use crate::file::HostFile;
 use crate::fork::{GuardedRange, Owner};
@@ -63,10 +67,10 @@ pub use stores::StoredPages;
 ///
 /// # Invariants
 /// - In the address space of `owner`, `[base, base + len)` is mapped from construction to drop, by us alone:
-///   each part by the file's pages or by a placeholder registered with `uffd`. (Only a failure of
-///   the kernel's own `mremap` half-way could leave a hole; see [`trap`](FileMap::trap).)
+///   each part by the file's pages or by a placeholder registered with `uffd`. (After a failure of
+///   the kernel's half-way [`mend`](FileMap::mend) makes it so again, or aborts.)
 /// - `anchor` is a second mapping of the same file range, with the same protection, that is never
-///   touched, changed or registered until drop.
+///   touched, changed, locked or registered until drop.
 /// - `shape.away` holds exactly the parts where placeholders stand, `shape.loose` those parts that
 ///   came home and have not been registered with `tracker` since.
 /// - Once a placeholder has been placed, `uffd` is alive as long as the map is: closing it would
@@ -123,8 +127,8 @@ impl FileMap {
             return Err(MapError::ReadOnlyFile);
         }
         let owner = Owner::current().map_err(|e| MapError::of("a page for MADV_WIPEONFORK", e))?;
-        let base = map_file(file, offset, len, writable)?;
-        let anchor = map_file(file, offset, len, writable).inspect_err(|_| {
+        let base = map_file(file, offset, len, protection(writable))?;
+        let anchor = map_anchor(file, offset, len, writable).inspect_err(|_| {
             // SAFETY: `base` has just been mapped by us with this length, and nobody knows it.
             let _ = unsafe { munmap(base.as_ptr().cast(), len) };
         })?;
@@ -276,16 +280,43 @@ fn protection(writable: bool) -> ProtFlags {
     if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ }
 }
 
-/// A fresh shared mapping wherever there is room, not inherited by children.
-fn map_file(
+/// A second mapping, which `mlockall(MCL_FUTURE)` neither fills nor locks: made without access, as
+/// the kernel fills locked memory when it maps it or makes it accessible, unless it cannot be
+/// accessed or is not locked by then.
+fn map_anchor(
     file: &HostFile,
     offset: u64,
     len: usize,
     writable: bool,
 ) -> Result<NonNull<u8>, MapError> {
+    let anchor = map_file(file, offset, len, ProtFlags::empty())?;
+    let access =
+        if writable { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::READ };
+    let start = anchor.as_ptr().cast();
+    // SAFETY: unlocking changes no contents.
+    unsafe { munlock(start, len) }
+        .map_err(|e| MapError::of("munlock", e))
+        .and_then(|()| {
+            // SAFETY: mapped above; nobody knows the range, so nobody relies on its protection.
+            unsafe { mprotect(start, len, access) }.map_err(|e| MapError::of("mprotect", e))
+        })
+        .inspect_err(|_| {
+            // SAFETY: as above.
+            let _ = unsafe { munmap(start, len) };
+        })?;
+    Ok(anchor)
+}
+
+/// A fresh shared mapping wherever there is room, not inherited by children.
+fn map_file(
+    file: &HostFile,
+    offset: u64,
+    len: usize,
+    access: ProtFlags,
+) -> Result<NonNull<u8>, MapError> {
     let null = std::ptr::null_mut();
     // SAFETY: a mapping at an address of the kernel's choice takes the place of no other.
-    let start = unsafe { mmap(null, len, protection(writable), MapFlags::SHARED, file, offset) }
+    let start = unsafe { mmap(null, len, access, MapFlags::SHARED, file, offset) }
         .map_err(|e| MapError::of("mmap", e))?;
     keep_from_children(start, len).inspect_err(|_| {
         // SAFETY: mapped above, known to nobody.

@@ -1,36 +1,33 @@
 //! Taking ranges away and bringing them home.
 //!
-//! **Away.** The placeholder is made elsewhere, kept from children, registered, and only then moved
-//! over the range with `mremap`: at each instant the range is either the file or a registered
-//! placeholder. Under `mlockall(MCL_FUTURE)` the kernel fills new anonymous memory at once, which
-//! would be zeros that never trap; so the placeholder is unlocked and emptied before it is moved.
+//! **Away.** The [placeholder](super::placeholder) is made elsewhere, kept from children,
+//! registered, and only then moved over the range with `mremap`: at each instant the range is either
+//! the file or a registered placeholder. Where there is not enough address space for a second range
+//! of the length (`RLIMIT_AS`), it goes away in pieces.
 //!
 //! **Home.** `mremap` with an old length of zero makes a second mapping of the same shared pages,
 //! at an address of our choice and with all flags of the first, `MADV_DONTFORK` among them: one
 //! step from placeholder to finished file mapping, 4-5 µs, without the instant in which `mmap`
 //! followed by `madvise` would let a fork hand the range to a child. The source is the map's
-//! anchor. Should that fail (it needs a few spare VMAs), `mmap` and `madvise` do it.
+//! anchor. Should that fail (it needs a few spare VMAs), `mmap` and `madvise` do it. As the anchor is
+//! never locked, what comes home is not either, whatever `mlockall` said before it went.
 //!
 //! **Near the limit of VMAs** (6.18, tried at every distance from it): `mremap` to a fixed address
 //! asks for six spare VMAs *before* it unmaps what was there, so `ENOMEM` leaves the file mapping
-//! in place. An error after the unmapping (no memory for the kernel's own structures) would leave a
-//! hole. That cannot be provoked, so it is guarded: after any failure the range is mapped again
-//! with `MAP_FIXED_NOREPLACE`, which does nothing if nothing is missing. Coming home, a whole
-//! stretch works even at the limit, by `mmap`; a part from the middle of one needs two more VMAs
-//! than there were and fails, staying away: bring home the [whole
-//! stretch](FileMap::away_around) then.
+//! in place. An error after the unmapping would leave a hole; see [mending](super::mend). Coming
+//! home, a whole stretch works even at the limit, by `mmap`; a part from the middle of one needs two
+//! more VMAs than there were and fails, staying away: bring home the whole stretch then.
 
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::mm::{
-    Advice as Madvise, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous,
-    mremap_fixed, munlock, munmap,
-};
+use rustix::mm::{MapFlags, MremapFlags, mmap, mremap_fixed, munmap};
 
-use super::{FileMap, MapError, keep_from_children, protection};
+use super::placeholder::{NoPlaceholder, Placeholder};
+use super::{FileMap, MapError, Shape, keep_from_children, protection};
+use crate::page::{RangeSet, page_bytes};
 use crate::uffd::Uffd;
 
 impl FileMap {
@@ -53,23 +50,54 @@ impl FileMap {
     /// fresh placeholder, which is harmless; threads waiting in the old one go on waiting.
     ///
     /// # Errors
-    /// The range then is as it was.
+    /// The range then is as it was, except that in what was home stores since the last scan may be
+    /// forgotten (it counts as stored to). If it had been taken away in several pieces, for want of
+    /// address space, and a piece cannot be brought back, that stays away.
     pub fn trap(&self, uffd: &Arc<Uffd>, range: Range<usize>) -> Result<(), MapError> {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
-        let placeholder = Placeholder::new(uffd, range.len())?;
+        let mut went = RangeSet::default();
+        let (mut at, mut len_max) = (range.start, range.len());
+        while at < range.end {
+            let part = at..range.end.min(at + len_max);
+            let placed = match Placeholder::new(uffd, part.len()) {
+                Ok(placeholder) => self.put(placeholder, &part, &mut went),
+                // Placeholder and range are both mapped for a moment, which RLIMIT_AS may forbid.
+                Err(NoPlaceholder::NoSpace(_)) if part.len() > page_bytes() => {
+                    len_max = (part.len() / 2).next_multiple_of(page_bytes());
+                    continue;
+                }
+                Err(why) => Err(why.into()),
+            };
+            if let Err(error) = placed {
+                for part in went.within(range.clone()) {
+                    // Should that fail, the first error still is the reason.
+                    let _ = self.untrap(uffd, part);
+                }
+                return Err(error);
+            }
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    /// Puts a placeholder where it belongs; adds to `went` what was home before.
+    fn put(
+        &self,
+        placeholder: Placeholder,
+        part: &Range<usize>,
+        went: &mut RangeSet,
+    ) -> Result<(), MapError> {
         let mut shape = self.shape.write();
-        match placeholder.move_to(self.at(range.start).cast()) {
+        match placeholder.move_to(self.at(part.start).cast()) {
             Ok(()) => {
-                shape.away.insert(range.clone());
-                shape.loose.remove(range);
+                shape.away.gaps(part.clone()).into_iter().for_each(|home| went.insert(home));
+                shape.away.insert(part.clone());
+                shape.loose.remove(part.clone());
                 Ok(())
             }
             Err(error) => {
-                if self.fill_hole(&range)? {
-                    shape.away.remove(range.clone());
-                    self.lost_track(&mut shape, range);
-                }
+                self.mend(&mut shape, part)?;
                 Err(MapError::of("mremap", error))
             }
         }
@@ -82,19 +110,17 @@ impl FileMap {
     /// until the next scan.
     ///
     /// # Errors
-    /// Parts of the range may then be home, the rest is away, and nobody has been woken.
-    /// [`MapError::OutOfVmas`] cannot happen to a [whole stretch](FileMap::away_around).
+    /// Parts of the range may then be home, and whoever waited there has been woken; the rest is
+    /// away. [`MapError::OutOfVmas`] cannot happen to a whole stretch of what is away.
     pub fn untrap(&self, uffd: &Arc<Uffd>, range: Range<usize>) -> Result<(), MapError> {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
         let mut shape = self.shape.write();
-        for part in shape.away.within(range.clone()) {
-            self.map_home(&part)?;
-            shape.away.remove(part.clone());
-            self.lost_track(&mut shape, part);
-        }
+        let parts = shape.away.within(range.clone());
+        let result = parts.into_iter().try_for_each(|part| self.bring_home(&mut shape, part));
+        let home = shape.away.gaps(range);
         drop(shape);
-        self.wake(uffd, range)
+        home.into_iter().fold(result, |result, part| result.and(self.wake(uffd, part)))
     }
 
     /// Wakes whoever waits in `range`, to try again. May be called by the reader.
@@ -147,15 +173,7 @@ impl FileMap {
     /// Not for the reader: it waits for a move in progress.
     #[must_use]
     pub fn is_away(&self, at: usize) -> bool {
-        self.away_around(at).is_some()
-    }
-
-    /// The whole stretch around `at` that is away, if it is.
-    ///
-    /// Not for the reader, as [`is_away`](FileMap::is_away).
-    #[must_use]
-    pub fn away_around(&self, at: usize) -> Option<Range<usize>> {
-        self.shape.read().away.around(at)
+        self.shape.read().away.around(at).is_some()
     }
 
     /// The map belongs to the first userfaultfd it was trapped with, whose readers must not call.
@@ -172,36 +190,47 @@ impl FileMap {
         Ok(())
     }
 
-    /// Puts the file's pages where a placeholder stands.
-    fn map_home(&self, range: &Range<usize>) -> Result<(), MapError> {
-        let (to, len) = (self.at(range.start).cast::<c_void>(), range.len());
-        let from = self.anchor.as_ptr().wrapping_add(range.start).cast();
+    /// Puts the file's pages where placeholders stand.
+    ///
+    /// # Errors
+    /// What `shape` says is true all the same.
+    fn bring_home(&self, shape: &mut Shape, part: Range<usize>) -> Result<(), MapError> {
+        let (to, len) = (self.at(part.start).cast::<c_void>(), part.len());
+        let from = self.anchor.as_ptr().wrapping_add(part.start).cast();
         // SAFETY: the destination is a page-aligned part of our own mapping, to which nothing in
         // Rust holds references; replacing a placeholder by the file's pages is what every
         // concurrent access to it waits for. The source is inside the anchor, which is shared, so
         // that a length of zero duplicates it and changes nothing.
         if unsafe { mremap_fixed(from, 0, len, MremapFlags::MAYMOVE, to) }.is_ok() {
+            self.came_home(shape, part);
             return Ok(());
         }
-        self.map_file_at(range, MapFlags::FIXED).map_err(|e| MapError::of("mmap", e))?;
-        keep_from_children(to, len)
-    }
-
-    /// Repairs the range if a failed move has left nothing mapped there; whether it had to.
-    fn fill_hole(&self, range: &Range<usize>) -> Result<bool, MapError> {
-        match self.map_file_at(range, MapFlags::FIXED_NOREPLACE) {
-            Ok(()) => {
-                keep_from_children(self.at(range.start).cast(), range.len())?;
-                Ok(true)
+        self.mend(shape, &part)?;
+        for rest in shape.away.within(part) {
+            match self.map_file_at(&rest, MapFlags::FIXED) {
+                Ok(()) => {
+                    let (at, len) = (self.at(rest.start).cast(), rest.len());
+                    self.came_home(shape, rest);
+                    keep_from_children(at, len)?;
+                }
+                Err(error) => {
+                    self.mend(shape, &rest)?;
+                    if !shape.away.within(rest).is_empty() {
+                        return Err(MapError::of("mmap", error));
+                    }
+                }
             }
-            // Something is mapped there: by the invariants, what always was. At the limit of VMAs
-            // the kernel may say so before it looks.
-            Err(Errno::EXIST | Errno::NOMEM) => Ok(false),
-            Err(e) => Err(MapError::of("mmap", e)),
         }
+        Ok(())
     }
 
-    fn map_file_at(&self, range: &Range<usize>, how: MapFlags) -> Result<(), Errno> {
+    /// Notes that the file's pages are mapped there.
+    pub(super) fn came_home(&self, shape: &mut Shape, part: Range<usize>) {
+        shape.away.remove(part.clone());
+        self.lost_track(shape, part);
+    }
+
+    pub(super) fn map_file_at(&self, range: &Range<usize>, how: MapFlags) -> Result<(), Errno> {
         let to = self.at(range.start).cast();
         let offset = self.offset + range.start as u64;
         let prot = protection(self.writable);
@@ -216,55 +245,5 @@ impl FileMap {
         // SAFETY: this mapping was made just now, elsewhere, and nobody knows it.
         let _ = unsafe { munmap(at, range.len()) };
         Err(Errno::EXIST)
-    }
-}
-
-/// Anonymous memory without a page in it, registered for missing faults, not yet in place.
-///
-/// # Invariants
-/// `[start, start + len)` is mapped, ours, and known to nobody else.
-struct Placeholder {
-    start: *mut c_void,
-    len: usize,
-}
-
-impl Placeholder {
-    fn new(uffd: &Uffd, len: usize) -> Result<Placeholder, MapError> {
-        let null = std::ptr::null_mut();
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a mapping at an address of the kernel's choice takes the place of no other.
-        let start = unsafe { mmap_anonymous(null, len, prot, flags) }
-            .map_err(|e| MapError::of("mmap", e))?;
-        let placeholder = Placeholder { start, len };
-        keep_from_children(start, len)?;
-        let addresses = start.addr()..start.addr() + len;
-        // SAFETY: the range is anonymous memory of ours that nobody knows.
-        unsafe { uffd.register(addresses) }
-            .map_err(|e| MapError::of("ioctl(UFFDIO_REGISTER)", e))?;
-        // Under mlockall(MCL_FUTURE) there are pages in it already: away with them.
-        // SAFETY: unlocking changes no contents.
-        unsafe { munlock(start, len) }.map_err(|e| MapError::of("munlock", e))?;
-        // SAFETY: the contents, zeros if anything, are of no use to anybody.
-        unsafe { madvise(start, len, Madvise::LinuxDontNeed) }
-            .map_err(|e| MapError::of("madvise(MADV_DONTNEED)", e))?;
-        Ok(placeholder)
-    }
-
-    /// Moves it over a range of a map, which must be of the same length.
-    fn move_to(self, to: *mut c_void) -> Result<(), Errno> {
-        // SAFETY: the source is ours and unknown; the destination is a part of a map, to which
-        // nothing in Rust holds references. Accesses to it wait from then on.
-        unsafe { mremap_fixed(self.start, self.len, self.len, MremapFlags::MAYMOVE, to) }?;
-        // It is part of the map now.
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Placeholder {
-    fn drop(&mut self) {
-        // SAFETY: by the invariant it is ours alone. Failing leaves it mapped, which is sound.
-        let _ = unsafe { munmap(self.start, self.len) };
     }
 }

@@ -5,11 +5,11 @@ use std::thread;
 use std::time::Duration;
 
 use pageferry_linux::{
-    AccessError, Event, FileMap, MapError, Uffd, UffdMode, Wakeup, current_tid, limits, page_bytes,
+    AccessError, Event, FileMap, MapError, Uffd, UffdMode, Wakeup, current_tid, page_bytes,
 };
 
+use crate::file_of_pages;
 use crate::reader::Reader;
-use crate::{Watchdog, child, file_of_pages};
 
 #[test]
 fn a_touch_waits_until_the_page_is_home() {
@@ -225,153 +225,4 @@ fn every_thread_that_reads_is_kept_from_moving() {
     });
     let own = map.trap(&uffd, 0..page);
     assert!(matches!(own, Err(MapError::CalledByReader)), "{own:?}");
-}
-
-/// `poll` refuses once the limit of open files is below the number of descriptors it is given; the
-/// reader used to end for that, and everybody who waited, waited for ever.
-#[test]
-fn a_low_limit_of_open_files_does_not_stop_the_reader() {
-    const NAME: &str = "traps::a_low_limit_of_open_files_does_not_stop_the_reader";
-    if let Some(output) = child::again(NAME) {
-        return child::passed(&output);
-    }
-    let _bounded = Watchdog::watch("reading events under a low limit of open files");
-    let Some(reader) = Reader::any() else { return };
-    let page = page_bytes();
-    let file = file_of_pages(2);
-    let map = FileMap::new(&file, 0, 2 * page, true).expect("map");
-    let limit = rustix::process::Rlimit { current: Some(1), maximum: Some(1) };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("setrlimit");
-    for _ in 0..3 {
-        map.trap(&reader.uffd, page..2 * page).expect("trap");
-        thread::scope(|scope| {
-            let toucher = scope.spawn(|| map.load::<u8>(page).expect("load"));
-            reader.fault();
-            map.untrap(&reader.uffd, page..2 * page).expect("untrap");
-            assert_eq!(toucher.join().expect("toucher"), 2);
-        });
-    }
-}
-
-#[test]
-fn neighbours_that_are_away_merge_and_what_comes_home_too() {
-    const NAME: &str = "traps::neighbours_that_are_away_merge_and_what_comes_home_too";
-    // In a process of its own, whose mappings nobody else changes.
-    if let Some(output) = child::again(NAME) {
-        return child::passed(&output);
-    }
-    let Some(reader) = Reader::any() else { return };
-    let page = page_bytes();
-    let file = file_of_pages(64);
-    let map = FileMap::new(&file, 0, 64 * page, true).expect("map");
-    let count = || limits::vma_count().expect("count");
-    map.trap(&reader.uffd, 0..page).expect("trap");
-    map.untrap(&reader.uffd, 0..page).expect("untrap");
-    let before = count();
-    for n in 10..50 {
-        map.trap(&reader.uffd, n * page..(n + 1) * page).expect("trap");
-    }
-    assert!(count() <= before + 3, "{before} -> {}", count());
-    for n in (10..50).rev() {
-        map.untrap(&reader.uffd, n * page..(n + 1) * page).expect("untrap");
-    }
-    assert!(count() <= before + 1, "{before} -> {}", count());
-}
-
-#[test]
-fn locked_memory_still_traps() {
-    if let Some(output) = child::again("traps::locked_memory_still_traps") {
-        return child::passed(&output);
-    }
-    let Some(reader) = Reader::any() else { return };
-    // SAFETY: locks memory, changes nothing else.
-    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
-        return println!("skipped: {}", std::io::Error::last_os_error());
-    }
-    let page = page_bytes();
-    let file = file_of_pages(4);
-    let map = FileMap::new(&file, 0, 4 * page, true).expect("map");
-    map.trap(&reader.uffd, page..3 * page).expect("trap");
-    thread::scope(|scope| {
-        let toucher = scope.spawn(|| map.load::<u8>(page).expect("load"));
-        reader.fault();
-        map.untrap(&reader.uffd, page..3 * page).expect("untrap");
-        assert_eq!(toucher.join().expect("toucher"), 2, "not zero");
-    });
-}
-
-/// Fills the process's mappings up and gives room back two at a time: at each step a trap must
-/// work, or fail and leave every byte where it was; what is away on its own must come home, and a
-/// part of a larger stretch must come home or stay away, nothing else.
-#[test]
-fn out_of_mappings_is_an_error_that_changes_nothing() {
-    if let Some(output) = child::again("traps::out_of_mappings_is_an_error_that_changes_nothing") {
-        return child::passed(&output);
-    }
-    let Some(reader) = Reader::any() else { return };
-    let page = page_bytes();
-    let limit = limits::max_map_count().expect("limit") as usize;
-    if limit > 300_000 {
-        return println!("skipped: vm.max_map_count is {limit}");
-    }
-    let file = file_of_pages(64);
-    let map = FileMap::new(&file, 0, 64 * page, true).expect("map");
-    for n in (20..36).step_by(2) {
-        map.trap(&reader.uffd, n * page..(n + 1) * page).expect("trap");
-    }
-    map.trap(&reader.uffd, 40 * page..60 * page).expect("trap");
-    assert_eq!(map.away_around(50 * page), Some(40 * page..60 * page));
-    assert_eq!(map.away_around(39 * page), None);
-
-    let (none, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    let bytes = 2 * limit * page;
-    // SAFETY: a fresh mapping at a place of the kernel's choice.
-    let filler = unsafe { libc::mmap(std::ptr::null_mut(), bytes, none, flags, -1, 0) };
-    assert_ne!(filler, libc::MAP_FAILED);
-    let protect = |slot: usize, how| {
-        let at = filler.cast::<u8>().wrapping_add(2 * slot * page);
-        // SAFETY: one page of the filler, which nothing uses.
-        unsafe { libc::mprotect(at.cast(), page, how) == 0 }
-    };
-    let mut used = (0..limit).take_while(|&slot| protect(slot, libc::PROT_READ)).count();
-
-    let (mut failed, mut went, mut stuck) = (0, 0, 0);
-    for step in 0..8 {
-        let at = (2 + 2 * step) * page;
-        match map.trap(&reader.uffd, at..at + page) {
-            Ok(()) => {
-                went += 1;
-                map.untrap(&reader.uffd, at..at + page).expect("home again");
-            }
-            Err(MapError::OutOfVmas { max_map_count }) => {
-                failed += 1;
-                assert_eq!(max_map_count as usize, limit);
-            }
-            Err(e) => panic!("{e:?}"),
-        }
-        let inside = (41 + 2 * step) * page;
-        match map.untrap(&reader.uffd, inside..inside + page) {
-            Ok(()) => assert!(!map.is_away(inside)),
-            Err(MapError::OutOfVmas { .. }) => {
-                stuck += 1;
-                assert!(map.is_away(inside));
-            }
-            Err(e) => panic!("{e:?}"),
-        }
-        let alone = (20 + 2 * step) * page;
-        map.untrap(&reader.uffd, alone..alone + page).expect("what is away alone comes home");
-        for n in (0..64).filter(|n| !map.is_away(n * page)) {
-            assert_eq!(map.load::<u8>(n * page).expect("load") as usize, n + 1);
-        }
-        for _ in 0..2 {
-            used -= 1;
-            assert!(protect(used, libc::PROT_NONE));
-        }
-    }
-    println!("{failed} failed, {went} went, {stuck} stayed away");
-    assert!(failed > 0 && went > 0 && stuck > 0);
-    map.untrap(&reader.uffd, 0..64 * page).expect("untrap");
-    for n in 0..64 {
-        assert_eq!(map.load::<u8>(n * page).expect("load") as usize, n + 1);
-    }
 }
