@@ -4,8 +4,7 @@
 //! Nothing here knows what a device is, or decides anything. There is a file ([`HostFile`]), a
 //! mapping of it parts of which can be taken away and brought home ([`FileMap`]), the descriptor
 //! that tells who waits for what is away ([`Uffd`]), a record of the program's own stores
-//! ([`StoreTracker`]), a way out for threads that must not wait ([`signal`]), limits and a check of
-//! what this system can do ([`probe()`]).
+//! ([`StoreTracker`]), limits and a check of what this system can do ([`probe()`]).
 //!
 //! All `unsafe` of the host side is here, each block with its proof; what the crate offers is safe
 //! to call. What the kernel does was tried out, not looked up, and is written down at the head of
@@ -38,7 +37,6 @@ pub mod limits;
 mod map;
 mod page;
 mod probe;
-pub mod signal;
 mod store_tracker;
 mod tid;
 mod uffd;
@@ -46,7 +44,7 @@ mod watch;
 
 pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError};
 pub use lease::LeaseBreaks;
-pub use map::{AccessError, Advice, FileMap, MapError, Scalar, StoredPages};
+pub use map::{AccessError, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;
 pub use probe::{Capability, probe};
 pub use store_tracker::StoreTracker;

@@ -34,7 +34,6 @@
 
 mod copy;
 mod error;
-mod hints;
 mod mend;
 mod placeholder;
 mod scalar;
@@ -59,7 +58,6 @@ use crate::store_tracker::StoreTracker;
 use crate::uffd::Uffd;
 
 pub use error::{AccessError, MapError};
-pub use hints::Advice;
 pub use scalar::Scalar;
 pub use stores::StoredPages;
 

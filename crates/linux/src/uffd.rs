@@ -7,7 +7,8 @@
 //!   touches trapped memory either.
 //! - The same fault may be told more than once: after a wake that came too early, after a signal
 //!   handler has run in between, and some hundred thousand times a second while a thread inside a
-//!   system call has a signal pending (see [`signal`](crate::signal)).
+//!   system call has a signal pending, any signal: it cannot sleep then, and retries the page until
+//!   it comes or is [poisoned](crate::FileMap::poison).
 //! - Closing the descriptor would turn every placeholder into ordinary zeros. Therefore each
 //!   [`FileMap`](crate::FileMap) keeps the `Uffd` it has trapped with alive. (Nothing helps against
 //!   a program that closes descriptors it does not know, as `close_range(3, ..)` does.)

@@ -141,7 +141,7 @@ impl FileMap {
     /// handling), over and over until the range is [rearmed](FileMap::rearm) or untrapped.
     ///
     /// This is the only way to get a thread out of a system call that waits for a page which will
-    /// not come (see [`signal`](crate::signal)); it strikes every thread that touches the range
+    /// not come: no signal interrupts it. It strikes every thread that touches the range
     /// meanwhile, so it is for single pages and short times.
     ///
     /// # Errors

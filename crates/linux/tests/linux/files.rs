@@ -103,7 +103,6 @@ fn where_opening_anew_is_refused_the_description_is_shared() {
 
     let file = HostFile::from_fd(plain.as_fd()).expect("shared");
     assert!(!file.is_private() && file.is_writable());
-    assert_eq!(file.data_runs(0..100).expect("runs"), vec![(0..100)]);
     file.write_at(&[2], 50).expect("write");
     assert_eq!(rustix::fs::tell(&plain).expect("tell"), 0, "the shared position was moved");
     let refused = HostFile::from_fd(appending.as_fd()).expect_err("writes would go elsewhere");
@@ -145,9 +144,7 @@ fn places_that_no_file_has_are_errors() {
     invalid(file.zero_range(0..u64::MAX, true));
     #[expect(clippy::reversed_empty_ranges, reason = "that is the point")]
     let backwards = 9..3;
-    invalid(file.sync_range(backwards.clone()));
-    invalid(file.allocate(backwards.clone(), false));
-    assert_eq!(file.data_runs(backwards).expect("nothing"), vec![]);
+    invalid(file.allocate(backwards, false));
 }
 
 #[test]

@@ -14,13 +14,14 @@ mod shapes;
 mod signals;
 mod stores;
 mod stress;
+mod threads;
 mod traps;
 mod watch;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use pageferry_linux::{HostFile, page_bytes};
+use pageferry_linux::{FileMap, HostFile, page_bytes};
 
 /// A file without a name, of the given bytes, ours alone.
 fn file_of(bytes: &[u8]) -> Arc<HostFile> {
@@ -35,6 +36,13 @@ fn file_of_pages(pages: usize) -> Arc<HostFile> {
     let page = page_bytes();
     let bytes: Vec<u8> = (0..pages * page).map(|at| (at / page + 1) as u8).collect();
     file_of(&bytes)
+}
+
+/// Reclaims all of a map's pages that are clean.
+fn page_out(map: &FileMap) {
+    // SAFETY: the advice changes no contents, of the file's pages or of placeholders.
+    let rc = unsafe { libc::madvise(map.as_ptr().cast(), map.len(), libc::MADV_PAGEOUT) };
+    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Whether a call is not supported here, which skips a test.

@@ -1,9 +1,9 @@
-//! Mapping, copying, single accesses, advice.
+//! Mapping, copying, single accesses.
 
 use std::fs;
 use std::sync::Arc;
 
-use pageferry_linux::{AccessError, Advice, FileMap, HostFile, MapError, page_bytes};
+use pageferry_linux::{AccessError, FileMap, HostFile, MapError, page_bytes};
 
 use crate::file_of_pages;
 
@@ -85,25 +85,4 @@ fn copies_stop_at_the_end_of_the_file_without_a_signal() {
     assert_eq!(file.observe().expect("stat").size, end, "a store never extends");
     let outside = map.copy_in(8 * page - 1, &[1, 2]);
     assert!(matches!(outside, Err(AccessError::OutOfRange { .. })), "{outside:?}");
-}
-
-#[test]
-fn advice_and_residency() {
-    let page = page_bytes();
-    let file = file_of_pages(8);
-    let map = FileMap::new(&file, 0, 8 * page, true).expect("map");
-    let kinds = [Advice::Random, Advice::Sequential, Advice::Normal, Advice::WillNeed];
-    for advice in kinds {
-        map.advise(0..8 * page, advice).expect("advise");
-    }
-    map.load::<u8>(0).expect("load");
-    assert_eq!(map.residency(0..8 * page).expect("residency").len(), 8);
-    assert!(map.residency(0..page).expect("residency")[0]);
-    map.store(0, 9_u8).expect("store");
-    map.msync(0..8 * page, true).expect("msync");
-    map.advise(0..8 * page, Advice::PageOut).expect("advise");
-    assert_eq!(map.load::<u8>(0).expect("load"), 9);
-    let outside = map.advise(page..9 * page, Advice::Normal);
-    assert!(matches!(outside, Err(MapError::OutOfRange { .. })));
-    assert!(matches!(map.residency(1..page), Err(MapError::Misaligned { .. })));
 }

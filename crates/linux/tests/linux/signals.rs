@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use pageferry_linux::signal::{Stance, send_sigbus, stance};
 use pageferry_linux::{FileMap, UffdMode, current_tid, page_bytes};
 
 use crate::reader::Reader;
+use crate::threads::{Stance, send_sigbus, stance};
 use crate::{child, file_of_pages};
 
 static HANDLED: AtomicUsize = AtomicUsize::new(0);

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageferry_linux::{Advice, FileMap, HostFile, StoreTracker, StoredPages, page_bytes};
+use pageferry_linux::{FileMap, HostFile, StoreTracker, StoredPages, page_bytes};
 
 use crate::reader::Reader;
-use crate::{file_of_pages, unsupported};
+use crate::{file_of_pages, page_out, unsupported};
 
 const PAGES: usize = 16;
 
@@ -63,7 +63,7 @@ impl Tracked {
 
     fn page_out(&self) {
         self.file.sync(false).expect("fsync");
-        self.map.advise(0..PAGES * page_bytes(), Advice::PageOut).expect("page out");
+        page_out(&self.map);
     }
 }
 

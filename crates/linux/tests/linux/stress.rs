@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use pageferry_linux::{FileMap, HostFile, StoreTracker, StoredPages, UffdMode, page_bytes};
 
-use crate::file_of;
 use crate::reader::Reader;
+use crate::{file_of, page_out};
 
 const BLOCKS: usize = 64;
 const PAGES_PER_BLOCK: usize = 4;
@@ -214,7 +214,7 @@ fn no_store_is_missed_by_concurrent_scans() {
             map.trap(&reader.uffd, start..start + 8 * page).expect("trap");
             map.untrap(&reader.uffd, start..start + 8 * page).expect("untrap");
             if scans % 16 == 0 {
-                map.advise(0..len, pageferry_linux::Advice::PageOut).expect("page out");
+                page_out(&map);
             }
         });
         stop.store(true, Ordering::Relaxed);

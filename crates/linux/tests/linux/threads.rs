@@ -1,18 +1,19 @@
-//! Getting a thread out of a wait for a page that will not come.
+//! What it takes to get a thread out of a wait for a page that will not come, of which the library
+//! uses the last resort only: poison.
 //!
 //! What was seen on 6.18:
 //!
 //! - **A load or store that waits** can be interrupted. The thread sleeps interruptibly; a signal
 //!   with a handler wakes it, the handler runs, and when it returns the access is made again and
-//!   traps again: another [`Fault`](crate::Fault), which can succeed. A signal that is blocked or
+//!   traps again: another `Fault`, which can succeed. A signal that is blocked or
 //!   ignored does not disturb the wait.
 //! - **A system call that waits** (`write(fd, trapped, n)`) cannot. A handler runs only when the
 //!   call is over, and meanwhile the pending signal keeps the thread from sleeping: it retries the
 //!   page as fast as it can, tells the reader over 100,000 faults a second and burns a CPU. *Any*
-//!   signal does that, a profiler's too. [`FileMap::poison`](crate::FileMap::poison) ends it:
+//!   signal does that, a profiler's too. `FileMap::poison` ends it:
 //!   the call returns `EFAULT`. (A call that pins pages, like `process_vm_readv`, sleeps
 //!   uninterruptibly instead: no storm, but also no signal; poison ends it as well.)
-//! - So look at [`stance`] first: signal a thread that waits in user mode, poison the page of one
+//! - So look at `stance` first: signal a thread that waits in user mode, poison the page of one
 //!   that waits in a system call.
 //! - **`si_code`.** A thread may send a code of the kernel's (`BUS_ADRERR`) only to itself:
 //!   `rt_tgsigqueueinfo` compares the *thread* ids and says `EPERM` otherwise. So the signal comes
@@ -31,12 +32,11 @@ use std::mem::offset_of;
 /// Queues `SIGBUS` for the thread `tid` of this process, with `addr` as `si_addr` and as
 /// `si_value`, and `SI_QUEUE` as `si_code`.
 ///
-/// Only for a thread that [waits in user mode](Stance::UserMode).
+/// Only for a thread that waits in user mode.
 ///
-/// # Errors
 /// `ESRCH` if there is no such thread; `EAGAIN` if the limit of queued signals
 /// (`RLIMIT_SIGPENDING`) is reached.
-pub fn send_sigbus(tid: u32, addr: usize) -> io::Result<()> {
+pub(crate) fn send_sigbus(tid: u32, addr: usize) -> io::Result<()> {
     let info = QueuedSignal {
         signo: libc::SIGBUS,
         errno: 0,
@@ -51,7 +51,7 @@ pub fn send_sigbus(tid: u32, addr: usize) -> io::Result<()> {
     let rc = unsafe {
         libc::syscall(
             libc::SYS_rt_tgsigqueueinfo,
-            libc::c_long::from(crate::tid::current_pid()),
+            libc::c_long::from(std::process::id() as libc::pid_t),
             libc::c_long::from(tid),
             libc::c_long::from(libc::SIGBUS),
             std::ptr::from_ref(&info),
@@ -62,8 +62,7 @@ pub fn send_sigbus(tid: u32, addr: usize) -> io::Result<()> {
 
 /// Where a thread is while it does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Stance {
+pub(crate) enum Stance {
     /// Stopped at an instruction of the program: a load or store that waits for its page.
     UserMode,
     /// Inside this system call.
@@ -74,9 +73,8 @@ pub enum Stance {
 
 /// Where the thread `tid` of this process is.
 ///
-/// # Errors
-/// There is no such thread, or the kernel does not tell (`CONFIG_HAVE_ARCH_TRACEHOOK`, `/proc`).
-pub fn stance(tid: u32) -> io::Result<Stance> {
+/// Fails if there is no such thread, or if the kernel does not tell (`CONFIG_HAVE_ARCH_TRACEHOOK`, `/proc`).
+pub(crate) fn stance(tid: u32) -> io::Result<Stance> {
     let path = format!("/proc/self/task/{tid}/syscall");
     let text = fs::read_to_string(&path)?;
     let first = text.split_ascii_whitespace().next().unwrap_or_default();
