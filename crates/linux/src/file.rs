@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU32;
 
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 pub use bytes::WriteError;
 pub use evidence::Place;
@@ -53,14 +53,14 @@ impl HostFile {
     /// Anything but a regular file is [`OpenError::NotRegular`], found without opening it.
     pub fn open(path: impl AsRef<Path>, writable: bool) -> Result<HostFile, OpenError> {
         let path = path.as_ref();
-        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| OpenError::os("open", e))?;
+        let look = || rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let place = retry_on_intr(look).map_err(|e| OpenError::os("open", e))?;
         require_regular(place.as_fd())?;
         let fd = match reopen(place.as_fd(), writable) {
             // Without /proc the name is all there is; what it leads to now is looked at again.
             Err(Errno::NOENT) => {
                 let flags = access(writable) | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-                rustix::fs::open(path, flags, Mode::empty())
+                retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
             }
             result => result,
         }
@@ -70,12 +70,14 @@ impl HostFile {
 
     /// Opens the file behind `fd` anew, in the same access mode.
     ///
-    /// Where that is refused (the mode of the file has changed since, `/proc` is missing), the
-    /// descriptor is duplicated instead and [`is_private`](HostFile::is_private) says `false`:
-    /// nothing can then be concluded from probes of this file about who else uses it.
+    /// Where that cannot be, by nature, the descriptor is duplicated instead and
+    /// [`is_private`](HostFile::is_private) says `false`: nothing can then be concluded from probes
+    /// of this file about who else uses it. It cannot be where the file may no longer be opened so
+    /// (`EACCES`, `EPERM`: its mode or its attributes have changed, or a policy forbids it; `EROFS`:
+    /// it is now on a file system for reading) and where there is no `/proc` (`ENOENT`, `ENOTDIR`).
     ///
     /// # Errors
-    /// Not a regular file; open for writing only ([`OpenError::WriteOnly`]: the cache must read);
+    /// Whatever else opening says (too many open files, ...). Not a regular file; open for writing only ([`OpenError::WriteOnly`]: the cache must read);
     /// an `O_PATH` descriptor; or a description that cannot be reopened and whose flags (`O_APPEND`
     /// on a writable one, `O_DIRECT`) make it useless for reads and writes at given places.
     pub fn from_fd(fd: BorrowedFd<'_>) -> Result<HostFile, OpenError> {
@@ -89,8 +91,10 @@ impl HostFile {
             return Err(OpenError::WriteOnly);
         }
         let writable = mode == OFlags::RDWR;
-        if let Ok(own) = reopen(fd, writable) {
-            return HostFile::own(own, writable, true);
+        match reopen(fd, writable) {
+            Ok(own) => return HostFile::own(own, writable, true),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOENT | Errno::NOTDIR) => {}
+            Err(e) => return Err(OpenError::os("open", e)),
         }
         if writable && flags.contains(OFlags::APPEND) {
             return Err(OpenError::Unusable { flag: "O_APPEND" });
@@ -149,11 +153,13 @@ fn access(writable: bool) -> OFlags {
 /// A new description of the file behind `fd`.
 fn reopen(fd: BorrowedFd<'_>, writable: bool) -> rustix::io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    rustix::fs::open(path, access(writable) | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
+    let flags = access(writable) | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // A signal interrupts an open that waits for somebody's lease to break.
+    retry_on_intr(|| rustix::fs::open(&*path, flags, Mode::empty()))
 }
 
 fn require_regular(fd: BorrowedFd<'_>) -> Result<(), OpenError> {
-    let stat = rustix::fs::fstat(fd).map_err(|e| OpenError::os("fstat", e))?;
+    let stat = retry_on_intr(|| rustix::fs::fstat(fd)).map_err(|e| OpenError::os("fstat", e))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok(()),
         other => Err(OpenError::NotRegular { kind: FileKind::of(other) }),

@@ -27,9 +27,11 @@ pub fn vma_count() -> io::Result<u64> {
     let mut chunk = vec![0_u8; 64 << 10];
     let mut lines = 0_u64;
     loop {
-        match maps.read(&mut chunk)? {
-            0 => return Ok(lines),
-            n => lines += chunk[..n].iter().filter(|&&b| b == b'\n').count() as u64,
+        match maps.read(&mut chunk) {
+            Ok(0) => return Ok(lines),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(n) => lines += chunk[..n].iter().filter(|&&b| b == b'\n').count() as u64,
         }
     }
 }

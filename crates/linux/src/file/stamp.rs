@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, StatxFlags, StatxTimestamp, statx};
+use rustix::io::retry_on_intr;
 
 /// Which file: equal for two descriptors exactly if they lead to the same inode.
 ///
@@ -39,7 +40,8 @@ pub struct FileStamp {
 
 /// One `statx`.
 pub(super) fn look(fd: BorrowedFd<'_>) -> rustix::io::Result<(FileId, FileStamp)> {
-    let x = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    // On a network file system even this may be interrupted.
+    let x = retry_on_intr(|| statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS))?;
     let time = |t: &StatxTimestamp| (t.tv_sec, t.tv_nsec);
     Ok((
         FileId { dev_major: x.stx_dev_major, dev_minor: x.stx_dev_minor, ino: x.stx_ino },

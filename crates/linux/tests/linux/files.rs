@@ -5,12 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use pageferry_linux::{FileKind, HostFile, OpenError};
+use pageferry_linux::{FileKind, HostFile, OpenError, current_tid};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::{child, file_of};
+use crate::threads::{Stance, stance};
+use crate::{Watchdog, child, file_of};
 
 fn kind(result: Result<HostFile, OpenError>) -> FileKind {
     match result {
@@ -109,6 +112,68 @@ fn where_opening_anew_is_refused_the_description_is_shared() {
     assert!(matches!(refused, OpenError::Unusable { flag: "O_APPEND" }), "{refused:?}");
     let refused = HostFile::open(&path, false).expect_err("no permission");
     assert_eq!(refused.errno(), Some(libc::EACCES));
+}
+
+extern "C" fn noticed(_: libc::c_int) {
+    NOTICED.store(true, Ordering::Release);
+}
+
+static NOTICED: AtomicBool = AtomicBool::new(false);
+
+/// An open that waits for a lease to break can be interrupted; the description used to be shared
+/// then, silently, and nothing could be proven of the file any more.
+#[test]
+fn a_signal_does_not_make_the_description_shared() {
+    const NAME: &str = "files::a_signal_does_not_make_the_description_shared";
+    if let Some(output) = child::again(NAME) {
+        return child::passed(&output);
+    }
+    let _bounded = Watchdog::watch("an open that waits for a lease");
+    // SAFETY: all-zero is a valid value of this plain struct; without SA_RESTART.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = noticed as *const () as usize;
+    // SAFETY: the handler only stores a flag.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) }, 0);
+    // SAFETY: what tells the holder of the lease, and would end the process.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    let dir = tempfile::tempdir().expect("dir");
+    let options = OpenOptions::new().read(true).write(true).create(true).clone();
+    let file = options.open(dir.path().join("file")).expect("open");
+    let lease = |kind: libc::c_int| {
+        // SAFETY: takes numbers only.
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+    };
+    if !lease(libc::F_WRLCK) {
+        return println!("skipped: {}", io::Error::last_os_error());
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            // SAFETY: asks for a number.
+            tell.send((current_tid(), unsafe { libc::pthread_self() })).expect("tell");
+            HostFile::from_fd(file.as_fd())
+        });
+        let (tid, thread) = told.recv().expect("thread");
+        // `openat`, or where there is one, `open`.
+        let opening = |s| {
+            matches!(s, Ok(Stance::SystemCall(n)) if n == libc::SYS_openat
+                || (cfg!(target_arch = "x86_64") && n == 2))
+        };
+        while !opening(stance(tid)) {
+            thread::yield_now();
+        }
+        while !NOTICED.load(Ordering::Acquire) {
+            // SAFETY: the thread waits for the lease that this one holds.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            thread::yield_now();
+        }
+        // It waits again, or has given up.
+        while !opener.is_finished() && !opening(stance(tid)) {
+            thread::yield_now();
+        }
+        assert!(lease(libc::F_UNLCK));
+        assert!(opener.join().expect("opener").expect("open").is_private());
+    });
 }
 
 #[test]
