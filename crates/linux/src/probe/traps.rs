@@ -1,11 +1,11 @@
 //! Trapping, tracking and copying in our own address space.
 
 use std::sync::{Arc, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::{Attempt, Finding, require, scratch};
-use crate::map::{AccessError, FileMap, StoredPages};
+use crate::map::{AccessError, FileMap, MapError, StoredPages};
 use crate::page_bytes;
 use crate::store_tracker::StoreTracker;
 use crate::uffd::{Event, Uffd, UffdMode, Wakeup};
@@ -70,35 +70,51 @@ fn kernel_accesses() -> Finding {
 
 /// A page goes away, a thread touches it, the page comes home, the thread goes on.
 fn touch_while_away(uffd: Uffd, touch: fn(&FileMap) -> Result<u8, AccessError>) -> Finding {
-    let uffd = Arc::new(uffd);
+    let bring = |map: &FileMap, uffd: &Arc<Uffd>| map.untrap(uffd, 0..page_bytes());
+    round(Arc::new(uffd), touch, bring)
+}
+
+/// The threads are not waited for if the page does not come home: the one that touches it never ends
+/// then, and what was found out has to be told nevertheless.
+fn round(
+    uffd: Arc<Uffd>,
+    touch: fn(&FileMap) -> Result<u8, AccessError>,
+    bring: impl Fn(&FileMap, &Arc<Uffd>) -> Result<(), MapError>,
+) -> Finding {
     let file = Arc::new(scratch(1)?);
     let page = page_bytes();
-    let map = FileMap::new(&file, 0, page, true).map_err(|e| e.to_string())?;
-    let (faults, first_fault) = mpsc::channel();
-    let outcome = thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let mut events = Vec::new();
-            while let Ok(Wakeup::Events) = uffd.wait(&mut events, None) {
-                if events.iter().any(|e| matches!(e, Event::Fault(_))) {
-                    let _ = faults.send(());
-                }
+    let map = Arc::new(FileMap::new(&file, 0, page, true).map_err(|e| e.to_string())?);
+    let (tell, told) = mpsc::channel();
+    let reads = Arc::clone(&uffd);
+    let reader = start(move || {
+        let mut events = Vec::new();
+        while let Ok(Wakeup::Events) = reads.wait(&mut events, None) {
+            if events.iter().any(|e| matches!(e, Event::Fault(_))) {
+                let _ = tell.send(());
             }
-        });
-        let outcome = (|| {
-            map.trap(&uffd, 0..page).map_err(|e| e.to_string())?;
-            let toucher = scope.spawn(|| touch(&map));
-            let told = first_fault.recv_timeout(Duration::from_secs(5));
-            // Home before anything else, or the thread would wait for ever.
-            map.untrap(&uffd, 0..page).map_err(|e| e.to_string())?;
-            require(told.is_ok(), "a touch of a page that is away was not told")?;
-            let value = toucher.join().map_err(|_| "the touching thread died".to_owned())?;
-            require(matches!(value, Ok(1)), "a page came home with other contents")
-        })();
-        uffd.stop().map_err(|e| e.to_string())?;
-        reader.join().map_err(|_| "the reading thread died".to_owned())?;
-        outcome
-    });
+        }
+    })?;
+    let outcome = (|| {
+        map.trap(&uffd, 0..page).map_err(|e| e.to_string())?;
+        let touched = Arc::clone(&map);
+        let toucher = start(move || touch(&touched));
+        let told = toucher.is_ok() && told.recv_timeout(Duration::from_secs(5)).is_ok();
+        // Home before anything else, or the thread would wait for ever.
+        bring(&map, &uffd).map_err(|e| format!("a page did not come home: {e}"))?;
+        let value = toucher?.join().map_err(|_| "the touching thread died".to_owned())?;
+        require(told, "a touch of a page that is away was not told")?;
+        require(matches!(value, Ok(1)), "a page came home with other contents")
+    })();
+    uffd.stop().map_err(|e| e.to_string())?;
+    reader.join().map_err(|_| "the reading thread died".to_owned())?;
     outcome.map(|()| "a page went away, was waited for and came home".to_owned())
+}
+
+/// A thread, which this user or this container may not be granted.
+fn start<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, String> {
+    thread::Builder::new().spawn(body).map_err(|e| format!("no thread to try with: {e}"))
 }
 
 fn tracking() -> Finding {
@@ -127,4 +143,23 @@ fn process_vm() -> Finding {
         "copying beyond the end of a file is not refused as expected",
     )?;
     Ok("copies, and stops at the end of the file".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The thread that touches the page is left behind, and this test with it ends.
+    #[test]
+    fn a_page_that_does_not_come_home_is_a_finding_and_not_a_hang() {
+        let Ok(uffd) = Uffd::open() else { return };
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            let failing = |_: &FileMap, _: &Arc<Uffd>| Err(MapError::Empty);
+            tell.send(round(Arc::new(uffd), |map| map.load::<u8>(0), failing))
+        });
+        let finding = told.recv_timeout(Duration::from_secs(60)).expect("an end within a minute");
+        let error = finding.expect_err("it did not come home");
+        assert!(error.contains("did not come home"), "{error}");
+    }
 }

@@ -41,3 +41,21 @@ fn an_ordinary_user_traps_and_tracks_its_own_accesses() {
     let stored = map.scan_stores(0..2 * page).expect("scan");
     assert_eq!(stored, StoredPages::Known(vec![(0..page)]));
 }
+
+/// `doctor` used to panic.
+#[test]
+fn without_threads_the_probe_says_so() {
+    const NAME: &str = "privileges::without_threads_the_probe_says_so";
+    match child::again_as_nobody(NAME) {
+        Ok(Some(output)) => return child::passed(&output),
+        Ok(None) => {}
+        Err(why) => return println!("skipped: {why}"),
+    }
+    let none = rustix::process::Rlimit { current: Some(1), maximum: Some(1) };
+    rustix::process::setrlimit(rustix::process::Resource::Nproc, none).expect("setrlimit");
+    let found = pageferry_linux::probe();
+    let trapping = found.iter().find(|c| c.name == "userfaultfd").expect("an entry");
+    if Uffd::open().is_ok() {
+        assert!(!trapping.ok && trapping.detail.contains("thread"), "{trapping:?}");
+    }
+}
