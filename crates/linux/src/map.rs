@@ -66,7 +66,7 @@ pub use stores::StoredPages;
 /// # Invariants
 /// - In the address space of `owner`, `[base, base + len)` is mapped from construction to drop, by us alone:
 ///   each part by the file's pages or by a placeholder registered with `uffd`. (After a failure of
-///   the kernel's half-way [`mend`](FileMap::mend) makes it so again, or aborts.)
+///   the kernel's half-way, the module `mend` makes it so again, or aborts.)
 /// - `anchor` is a second mapping of the same file range, with the same protection, that is never
 ///   touched, changed, locked or registered until drop.
 /// - `shape.away` holds exactly the parts where placeholders stand, `shape.loose` those parts that

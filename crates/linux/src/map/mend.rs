@@ -145,6 +145,7 @@ impl<'a> Mapping<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are what is compared")]
 mod tests {
     use std::os::fd::AsFd;
     use std::sync::Arc;
