@@ -52,7 +52,9 @@ pub trait Device: Send + Sync + 'static {
     fn frames_in_use(&self) -> u64;
 
     /// Copies into device memory: `source` is called with consecutive pieces of the span's memory
-    /// (or of a staging buffer), in order, and fills each completely.
+    /// (or of a staging buffer), in order, and fills each completely. It may be called under the
+    /// device's locks of those pages: it must not call the device, nor touch memory that may be away,
+    /// and neither must the closure of [`drain`](Device::drain).
     ///
     /// # Errors
     /// The first error of either side; the span then holds unspecified bytes.
@@ -84,7 +86,7 @@ pub trait Device: Send + Sync + 'static {
     /// [`DeviceError::NoAddressSpace`], [`DeviceError::Lost`].
     fn reserve_region(&self) -> Result<DeviceAddr, DeviceError>;
 
-    /// Gives a region back; no frame may be attached in it.
+    /// Gives a region back; no frame may be attached in it. If one is, the region stays reserved.
     fn release_region(&self, region: DeviceAddr);
 
     /// Attaches a frame at a frame-aligned address of a region. Its pages start *not present*: a
@@ -115,7 +117,7 @@ pub trait Device: Send + Sync + 'static {
     /// one region; cost is proportional to frames plus pages stored to.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`].
+    /// [`DeviceError::Lost`], [`DeviceError::Invalid`].
     fn take_dirty(&self, addr: DeviceAddr, bytes: u64) -> Result<Dirty, DeviceError>;
 
     /// The processors that run host closures, for a device that has them.

@@ -228,31 +228,28 @@ impl Device for SoftDevice {
     }
 
     fn release_region(&self, region: DeviceAddr) {
-        self.space.write().release(region);
+        self.space.write().release(region, self.frame_bytes);
     }
 
     fn attach(&self, addr: DeviceAddr, frame: FrameId) -> Result<(), DeviceError> {
         self.alive()?;
         self.check(FrameSpan { frame, offset: 0, len: self.frame_bytes })?;
-        if !addr.0.is_multiple_of(self.frame_bytes) || addr.0 < REGION_BYTES {
-            let what = "the address is not a frame's in a region";
-            return Err(DeviceError::Invalid { what, frame: Some(frame) });
-        }
-        // Before the frame can be reached.
-        for page in self.pages(frame, 0..self.frame_bytes) {
-            self.arena.state(page).reset();
-        }
-        self.written(frame).store(false, Ordering::Release);
-        self.space.write().attach(addr.0 / self.frame_bytes, frame)
+        // The pages of a frame that is not attached are not present and clean: they were so in the
+        // beginning, and `detach` makes them so.
+        let mut space = self.space.write();
+        space.attach(addr, frame, self.frame_bytes)?;
+        self.written(frame).store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     fn detach(&self, addr: DeviceAddr) {
-        let gone = self.space.write().detach(addr.0 / self.frame_bytes);
-        if let Some(frame) = gone {
-            // New accesses miss the table; those under way hold page locks, which this waits for.
-            for page in self.pages(frame, 0..self.frame_bytes) {
-                self.arena.state(page).reset();
-            }
+        let mut space = self.space.write();
+        let Some(frame) = space.detach(addr.0 / self.frame_bytes) else { return };
+        // New accesses wait for the table; those under way hold page locks, which this waits for,
+        // and need nothing else. Before the table is free again, so that nobody attaches the frame
+        // anew meanwhile.
+        for page in self.pages(frame, 0..self.frame_bytes) {
+            self.arena.state(page).reset();
         }
     }
 
@@ -267,7 +264,8 @@ impl Device for SoftDevice {
         let aligned = offset.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES);
         let space = self.space.read();
         let frame = space.frame_at(addr.0 / self.frame_bytes);
-        let Some(frame) = frame.filter(|_| aligned && offset + bytes <= self.frame_bytes) else {
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.frame_bytes);
+        let Some(frame) = frame.filter(|_| aligned && fits) else {
             let what = "the range to protect is not pages of an attached frame";
             return Err(DeviceError::Invalid { what, frame });
         };
@@ -287,7 +285,11 @@ impl Device for SoftDevice {
         if bytes == 0 {
             return Ok(Dirty::Pages(runs));
         }
-        let end = addr.0.saturating_add(bytes);
+        let aligned = addr.0.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES);
+        let Some(end) = addr.0.checked_add(bytes).filter(|_| aligned) else {
+            let what = "the range to take dirty marks from is not pages of the address space";
+            return Err(DeviceError::Invalid { what, frame: None });
+        };
         // Exclusive: a page made writable between the flag's clearing and its own scan would be
         // skipped by the next taker.
         let space = self.space.write();

@@ -199,3 +199,63 @@ fn no_dirty_mark_is_lost_under_stress() {
     take(&mut seen);
     assert_eq!((seen[1], seen[5], seen[2]), (1, 1, 0));
 }
+
+/// The refused attach used to wipe permissions and dirty marks first.
+#[test]
+fn a_refused_attach_changes_nothing() {
+    let (d, frame, at) = attached(7);
+    d.protect(at, PAGE_BYTES, Some(Access::Write)).unwrap();
+    d.store(at, b"dirty").unwrap();
+    let invalid = |addr| {
+        assert!(matches!(d.attach(addr, frame), Err(DeviceError::Invalid { .. })), "{addr}");
+    };
+    invalid(at);
+    invalid(at.offset(FRAME));
+    let other = d.alloc_frame().unwrap();
+    // Taken, not a frame's, and in no region that was reserved.
+    for addr in [
+        at,
+        at.offset(PAGE_BYTES),
+        DeviceAddr(0),
+        at.offset(REGION_BYTES),
+        DeviceAddr(0u64.wrapping_sub(FRAME)),
+    ] {
+        assert!(matches!(d.attach(addr, other), Err(DeviceError::Invalid { .. })), "{addr}");
+    }
+    let mut buf = [0; 5];
+    d.load(at, &mut buf).unwrap();
+    assert_eq!(&buf, b"dirty");
+    assert_eq!(d.take_dirty(at, FRAME), Ok(Dirty::Pages(std::iter::once(0..PAGE_BYTES).collect())));
+}
+
+#[test]
+fn a_region_in_use_is_not_given_to_anybody_else() {
+    let (d, _, at) = attached(7);
+    d.release_region(at);
+    assert_ne!(d.reserve_region().unwrap(), at);
+    let mut buf = [0; 1];
+    d.load(at, &mut buf).unwrap();
+    assert_eq!(buf, [7]);
+    d.detach(at);
+    d.release_region(at);
+    d.release_region(at);
+    assert_eq!(d.reserve_region(), Ok(at));
+    assert_ne!(d.reserve_region(), Ok(at));
+    d.release_region(at);
+    assert!(matches!(d.attach(at, FrameId(0)), Err(DeviceError::Invalid { .. })));
+}
+
+#[test]
+fn ranges_that_overflow_are_refused() {
+    let (d, _, at) = attached(7);
+    for bytes in [u64::MAX - 4095, u64::MAX, FRAME + PAGE_BYTES, 1] {
+        let refused = d.protect(at.offset(PAGE_BYTES), bytes, None);
+        assert!(matches!(refused, Err(DeviceError::Invalid { .. })), "{bytes}");
+    }
+    for (from, bytes) in [(at, u64::MAX - 4095), (at, 1), (at.offset(1), PAGE_BYTES)] {
+        let refused = d.take_dirty(from, bytes);
+        assert!(matches!(refused, Err(DeviceError::Invalid { .. })), "{from} {bytes}");
+    }
+    assert!(d.load(DeviceAddr(u64::MAX - 3), &mut [0; 10]).is_err());
+    d.load(at, &mut [0]).unwrap();
+}
