@@ -39,6 +39,10 @@ impl std::error::Error for MemoryFault {}
 ///
 /// An access is atomic per page with respect to copies and to other accesses of that page. Nothing is
 /// held between accesses: code of the kernel's author never runs under a lock of the device.
+///
+/// Nor is the memory of `buf` or `bytes` touched under one: it may be a page of a mapping that is
+/// away, which waits until this very device has given it back. An implementation copies through
+/// memory of its own.
 pub trait Memory: Sync {
     /// Loads `buf.len()` bytes from `addr`.
     ///

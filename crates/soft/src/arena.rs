@@ -1,14 +1,20 @@
-//! The device's memory: one anonymous mapping, and one state byte per page.
+//! The device's memory: one anonymous mapping, and one word of state per page.
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pageferry_device::{Access, FaultReason, PAGE_BYTES};
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 
 use crate::page_state::{Hold, PageState};
 
-/// An anonymous mapping that a forked child does not inherit.
+/// An anonymous mapping that is empty again in a forked child: there it is memory of the child's own,
+/// of zeros, so that nothing done with it or to it there concerns anybody else.
+///
+/// # Invariants
+/// - `[base, base + bytes)` is mapped, readable and writable, and ours, in the process that made it
+///   and in its children.
 struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
@@ -17,24 +23,31 @@ struct Mapping {
 impl Mapping {
     fn new(bytes: usize, huge: bool) -> io::Result<Mapping> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // Under `mlockall(MCL_FUTURE)` the kernel would fill all of it at once; not what cannot be
+        // accessed, nor what is not locked by the time that it can.
+        let none = ProtFlags::empty();
         // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces nothing.
-        let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), bytes, prot, flags) }?;
+        let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), bytes, none, flags) }?;
         let Some(base) = NonNull::new(base.cast::<u8>()) else {
             return Err(io::ErrorKind::OutOfMemory.into());
         };
         let mapping = Mapping { base, bytes };
-        mapping.advise(Advice::LinuxDontFork)?;
+        let start = base.as_ptr().cast();
+        // SAFETY: the range is ours; unlocking changes no content.
+        unsafe { mm::munlock(start, bytes) }?;
+        mapping.advise(Advice::LinuxWipeOnFork)?;
         mapping.advise(Advice::LinuxDontDump)?;
         if huge {
             // Only speed depends on it; kernels without THP refuse.
             let _ = mapping.advise(Advice::LinuxHugepage);
         }
+        // SAFETY: the range is ours, and nobody knows it yet.
+        unsafe { mm::mprotect(start, bytes, MprotectFlags::READ | MprotectFlags::WRITE) }?;
         Ok(mapping)
     }
 
     fn advise(&self, advice: Advice) -> io::Result<()> {
-        // SAFETY: the range is ours, and none of the advices used changes its content.
+        // SAFETY: the range is ours, and none of the advices used changes its content here.
         unsafe { mm::madvise(self.base.as_ptr().cast(), self.bytes, advice) }?;
         Ok(())
     }
@@ -42,7 +55,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone; no slice of it outlives the arena.
+        // SAFETY: the mapping is ours alone, in a child too; no slice of it outlives the arena.
         let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
@@ -52,11 +65,15 @@ impl Drop for Mapping {
 /// # Invariants
 /// - Page `n`'s bytes are read or written only under the lock of `states[n]`: shared for reading,
 ///   exclusive for writing.
+/// - `states` are `pages` states and one word more, which is not zero in the process that made the
+///   arena, and zero in its children.
 pub(crate) struct Arena {
     memory: Mapping,
     states: Mapping,
     pages: u64,
 }
+
+const STATE_BYTES: u64 = size_of::<PageState>() as u64;
 
 // SAFETY: the memory is reached only under the page locks (the type's invariant), and the states
 // are atomics; nothing depends on the thread.
@@ -70,17 +87,31 @@ impl Arena {
         let bytes =
             |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory));
         let memory = Mapping::new(bytes(pages * PAGE_BYTES)?, true)?;
-        let states = Mapping::new(bytes(pages)?, false)?;
-        Ok(Arena { memory, states, pages })
+        let states = Mapping::new(bytes((pages + 1) * STATE_BYTES)?, false)?;
+        let arena = Arena { memory, states, pages };
+        arena.canary().store(1, Ordering::Relaxed);
+        Ok(arena)
+    }
+
+    fn canary(&self) -> &AtomicU32 {
+        let word = self.states.base.as_ptr().wrapping_add((self.pages * STATE_BYTES) as usize);
+        // SAFETY: in bounds of the states' mapping, behind the last of them, aligned; any word is a
+        // valid `AtomicU32`; it lives as long as `self`.
+        unsafe { &*word.cast::<AtomicU32>() }
+    }
+
+    /// Whether this is the process that made it; in a forked child everything is empty.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.canary().load(Ordering::Relaxed) != 0
     }
 
     /// The state of a page.
     pub(crate) fn state(&self, page: u64) -> &PageState {
         assert!(page < self.pages, "page {page} of {}", self.pages);
-        let state = self.states.base.as_ptr().wrapping_add(page as usize).cast::<PageState>();
-        // SAFETY: in bounds of the states' mapping, which is zeroed memory: a valid `PageState`
-        // (a transparent `AtomicU8`); it lives as long as `self`.
-        unsafe { &*state }
+        let state = self.states.base.as_ptr().wrapping_add((page * STATE_BYTES) as usize);
+        // SAFETY: in bounds of the states' mapping, aligned; it was zeroed memory: a valid
+        // `PageState` (a transparent `AtomicU32`); it lives as long as `self`.
+        unsafe { &*state.cast::<PageState>() }
     }
 
     /// Locks the pages `[at, at + len)` touches, in ascending order, and calls `f` with the bytes.
@@ -95,33 +126,42 @@ impl Arena {
         f(locked.bytes_mut(at, len))
     }
 
-    /// A kernel's load of `[at, at + len)`: pages up to the first that faults are handed to `f` as
-    /// one slice. Returns the bytes handed over.
-    pub(crate) fn load(
+    /// Locks the pages `[at, at + len)` touches for a kernel's access, up to the first that faults;
+    /// with the bytes before it.
+    pub(crate) fn access(
         &self,
         at: u64,
         len: u64,
-        f: impl FnOnce(&[u8]),
-    ) -> Result<u64, FaultReason> {
-        let (locked, len) = Locked::access(self, at, len, Access::Read)?;
-        f(locked.bytes(at, len));
-        Ok(len)
+        access: Access,
+    ) -> Result<Piece<'_>, FaultReason> {
+        let (locked, len) = Locked::access(self, at, len, access)?;
+        Ok(Piece { locked, at, len })
+    }
+}
+
+/// Bytes that a kernel may access, locked.
+pub(crate) struct Piece<'a> {
+    locked: Locked<'a>,
+    at: u64,
+    len: u64,
+}
+
+impl Piece<'_> {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.locked.bytes(self.at, self.len)
     }
 
-    /// As [`load`](Self::load), for a store.
-    pub(crate) fn store(
-        &self,
-        at: u64,
-        len: u64,
-        f: impl FnOnce(&mut [u8]),
-    ) -> Result<u64, FaultReason> {
-        let (mut locked, len) = Locked::access(self, at, len, Access::Write)?;
-        f(locked.bytes_mut(at, len));
-        Ok(len)
+    /// Of a [`Access::Write`].
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.locked.bytes_mut(self.at, self.len)
     }
 }
 
 /// Locks of consecutive pages, given back on drop (also when a closure panics).
+///
+/// # Invariants
+/// - The pages `[first, first + count)` have been locked so by this value, in ascending order, which
+///   is what keeps several of these from waiting for each other.
 struct Locked<'a> {
     arena: &'a Arena,
     first: u64,
@@ -180,7 +220,7 @@ impl<'a> Locked<'a> {
 
     fn bytes_mut(&mut self, at: u64, len: u64) -> &mut [u8] {
         self.check(at, len);
-        debug_assert_eq!(self.hold, Hold::Exclusive);
+        assert_eq!(self.hold, Hold::Exclusive);
         // SAFETY: as in `bytes`; the locks are exclusive, so this is the only slice of the pages.
         unsafe { std::slice::from_raw_parts_mut(self.start(at), len as usize) }
     }
@@ -189,7 +229,8 @@ impl<'a> Locked<'a> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         for page in self.first..self.first + self.count {
-            self.arena.state(page).unlock(self.hold);
+            // SAFETY: by the invariant this value holds it so, and no slice outlives the value.
+            unsafe { self.arena.state(page).unlock(self.hold) };
         }
     }
 }

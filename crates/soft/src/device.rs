@@ -92,8 +92,10 @@ impl SoftDevice {
         self.counters.snapshot()
     }
 
-    fn alive(&self) -> Result<(), DeviceError> {
-        if self.fail.lost() { Err(DeviceError::Lost) } else { Ok(()) }
+    /// A forked child has lost the device: its memory is not there, and its locks may be held for
+    /// ever by threads that are not there either.
+    pub(crate) fn alive(&self) -> Result<(), DeviceError> {
+        if !self.arena.is_ours() || self.fail.lost() { Err(DeviceError::Lost) } else { Ok(()) }
     }
 
     fn check(&self, span: FrameSpan) -> Result<u64, DeviceError> {
@@ -177,6 +179,9 @@ impl Device for SoftDevice {
     }
 
     fn free_frame(&self, frame: FrameId) {
+        if !self.arena.is_ours() {
+            return;
+        }
         let mut pool = self.pool.lock();
         let known = frame.0 < pool.fresh && !pool.free.contains(&frame);
         let attached = self.space.read().is_attached(frame);
@@ -188,7 +193,7 @@ impl Device for SoftDevice {
     }
 
     fn frames_in_use(&self) -> u64 {
-        self.pool.lock().used
+        if self.arena.is_ours() { self.pool.lock().used } else { 0 }
     }
 
     fn fill(
@@ -228,7 +233,9 @@ impl Device for SoftDevice {
     }
 
     fn release_region(&self, region: DeviceAddr) {
-        self.space.write().release(region, self.frame_bytes);
+        if self.arena.is_ours() {
+            self.space.write().release(region, self.frame_bytes);
+        }
     }
 
     fn attach(&self, addr: DeviceAddr, frame: FrameId) -> Result<(), DeviceError> {
@@ -243,6 +250,9 @@ impl Device for SoftDevice {
     }
 
     fn detach(&self, addr: DeviceAddr) {
+        if !self.arena.is_ours() {
+            return;
+        }
         let mut space = self.space.write();
         let Some(frame) = space.detach(addr.0 / self.frame_bytes) else { return };
         // New accesses wait for the table; those under way hold page locks, which this waits for,

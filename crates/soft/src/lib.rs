@@ -2,15 +2,15 @@
 //!
 //! # The one idea
 //!
-//! One byte of atomic state per 4 KiB page is the whole MMU: its permission bits, its dirty bit and
-//! a small reader-writer lock. Whoever touches device memory, a kernel or a copy, does so under the
+//! One word of atomic state per 4 KiB page is the whole MMU: its permission bits, its dirty bit and
+//! a small, fair reader-writer lock. Whoever touches device memory, a kernel or a copy, does so under the
 //! lock of the page; so permissions cannot change under an access, a dirty mark cannot be lost, and
 //! every slice handed to a closure is exclusive or shared by proof, not by hope.
 //!
 //! # What is true of it and untrue of a GPU
 //!
-//! - Its memory is the host's. It is outside every mapping of the file, and a forked child does not
-//!   inherit it, but the host's caches and memory bandwidth serve both sides.
+//! - Its memory is the host's. It is outside every mapping of the file, and a forked child finds the
+//!   device lost, but the host's caches and memory bandwidth serve both sides.
 //! - It has dirty bits and page faults; most GPUs have neither for us.
 //! - Each access of a page is atomic towards every other; a GPU's is not.
 //! - Attaching and detaching cost nanoseconds; on a GPU they are driver calls.

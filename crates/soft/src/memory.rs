@@ -1,85 +1,106 @@
 //! Device memory as kernels see it: every access through the MMU.
+//!
+//! Between device and caller there is a private buffer. The caller's memory may be of any kind, also
+//! a page of a mapping that is away and whose coming home needs this very device: it is touched only
+//! with no lock held.
 
 use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault, PAGE_BYTES};
 
 use crate::SoftDevice;
+use crate::arena::Piece;
 use crate::stats::Counters;
 
-/// Pages locked at once by one access: enough to make the lock's cost vanish, few enough that a
-/// second kernel on the same data is not held up.
-const PIECE_BYTES: u64 = 64 * PAGE_BYTES;
+/// Bytes locked at once by one access: enough to make the lock's cost vanish, few enough that a
+/// second kernel on the same data is not held up, and that the buffer stays in the processor's cache.
+const PIECE_BYTES: u64 = 16 * PAGE_BYTES;
+/// Accesses up to this size, which are most, need no buffer from the heap.
+const SMALL_BYTES: usize = 256;
 
 impl SoftDevice {
-    /// Walks an access piece by piece; `f` performs one and says how many bytes it did.
-    fn walk(
-        &self,
-        addr: DeviceAddr,
-        len: u64,
-        access: Access,
-        mut f: impl FnMut(u64, u64) -> Result<u64, FaultReason>,
-    ) -> Result<(), MemoryFault> {
-        let mut done = 0;
-        while done < len {
-            let at = addr.offset(done);
-            let piece = self.piece(at, (len - done).min(PIECE_BYTES), &mut f);
-            match piece {
-                Ok(bytes) => done += bytes,
-                Err(reason) => {
-                    let counter = match reason {
-                        FaultReason::ReadOnly => &self.counters.faults_read_only,
-                        _ => &self.counters.faults_not_present,
-                    };
-                    Counters::add(counter, 1);
-                    return Err(MemoryFault { addr: at, access, reason });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn piece(
-        &self,
-        at: DeviceAddr,
-        len: u64,
-        f: &mut impl FnMut(u64, u64) -> Result<u64, FaultReason>,
-    ) -> Result<u64, FaultReason> {
-        if self.fail.lost() {
+    /// Locks the beginning of an access: as far as it is inside one frame, and does not fault.
+    fn piece(&self, at: DeviceAddr, len: u64, access: Access) -> Result<Piece<'_>, FaultReason> {
+        if self.alive().is_err() {
             return Err(FaultReason::Lost);
         }
         let offset = at.0 % self.frame_bytes;
-        let block = at.0 / self.frame_bytes;
-        // A page's lock is taken under the read lock: a frame cannot be detached in between, and
+        // The pages' locks are taken under the read lock: a frame cannot be detached in between, and
         // its detachment waits for the page locks.
         let space = self.space.read();
-        let frame = space.frame_at(block).ok_or(FaultReason::NotPresent)?;
+        let frame = space.frame_at(at.0 / self.frame_bytes).ok_or(FaultReason::NotPresent)?;
         let end = (offset + len).min(self.frame_bytes);
         // Pieces end at multiples of their size, so that neighbours do not share one.
         let border = (offset / PIECE_BYTES + 1) * PIECE_BYTES;
-        f(u64::from(frame.0) * self.frame_bytes + offset, end.min(border) - offset)
+        let start = u64::from(frame.0) * self.frame_bytes + offset;
+        self.arena.access(start, end.min(border) - offset, access)
+    }
+
+    fn fault(&self, addr: DeviceAddr, access: Access, reason: FaultReason) -> MemoryFault {
+        let counter = match reason {
+            FaultReason::ReadOnly => &self.counters.faults_read_only,
+            _ => &self.counters.faults_not_present,
+        };
+        Counters::add(counter, 1);
+        MemoryFault { addr, access, reason }
+    }
+}
+
+/// A private buffer for pieces of an access of `len` bytes.
+#[expect(clippy::large_enum_variant, reason = "the small one is there to keep off the heap")]
+enum Bounce {
+    Small([u8; SMALL_BYTES]),
+    Large(Vec<u8>),
+}
+
+impl Bounce {
+    fn of(len: usize) -> Bounce {
+        if len <= SMALL_BYTES {
+            Bounce::Small([0; SMALL_BYTES])
+        } else {
+            Bounce::Large(vec![0; len.min(PIECE_BYTES as usize)])
+        }
+    }
+
+    fn first(&mut self, len: usize) -> &mut [u8] {
+        match self {
+            Bounce::Small(bytes) => &mut bytes[..len],
+            Bounce::Large(bytes) => &mut bytes[..len],
+        }
     }
 }
 
 impl Memory for SoftDevice {
     fn load(&self, addr: DeviceAddr, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        let len = buf.len() as u64;
-        let mut rest = buf;
-        self.walk(addr, len, Access::Read, |at, len| {
-            self.arena.load(at, len, |piece| {
-                let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
-                now.copy_from_slice(piece);
-                rest = later;
-            })
-        })
+        let mut bounce = Bounce::of(buf.len());
+        let mut done = 0;
+        while done < buf.len() {
+            let at = addr.offset(done as u64);
+            let len = (buf.len() - done).min(PIECE_BYTES as usize);
+            let piece = self
+                .piece(at, len as u64, Access::Read)
+                .map_err(|reason| self.fault(at, Access::Read, reason))?;
+            let len = piece.bytes().len();
+            bounce.first(len).copy_from_slice(piece.bytes());
+            drop(piece);
+            buf[done..done + len].copy_from_slice(bounce.first(len));
+            done += len;
+        }
+        Ok(())
     }
 
     fn store(&self, addr: DeviceAddr, bytes: &[u8]) -> Result<(), MemoryFault> {
-        let mut rest = bytes;
-        self.walk(addr, bytes.len() as u64, Access::Write, |at, len| {
-            self.arena.store(at, len, |piece| {
-                let (now, later) = rest.split_at(piece.len());
-                piece.copy_from_slice(now);
-                rest = later;
-            })
-        })
+        let mut bounce = Bounce::of(bytes.len());
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = addr.offset(done as u64);
+            let len = (bytes.len() - done).min(PIECE_BYTES as usize);
+            bounce.first(len).copy_from_slice(&bytes[done..done + len]);
+            let mut piece = self
+                .piece(at, len as u64, Access::Write)
+                .map_err(|reason| self.fault(at, Access::Write, reason))?;
+            let to = piece.bytes_mut();
+            to.copy_from_slice(bounce.first(to.len()));
+            done += to.len();
+        }
+        Ok(())
     }
 }

@@ -1,32 +1,48 @@
-//! The state of one page of device memory: permissions, dirtiness and its lock, in one byte.
+//! The state of one page of device memory: permissions, dirtiness and its lock, in one word.
 //!
 //! ```text
-//!   7        3   2       1          0
-//!  ┌──────────┬───────┬──────────┬─────────┐
-//!  │ lock     │ DIRTY │ WRITABLE │ PRESENT │      lock: 0 free, 1..=30 readers, 31 a writer
-//!  └──────────┴───────┴──────────┴─────────┘
+//!   31    24 23    16 15     4   3     2       1          0
+//!  ┌────────┬────────┬────────┬───┬───────┬──────────┬─────────┐
+//!  │ turn   │ next   │ lock   │ - │ DIRTY │ WRITABLE │ PRESENT │
+//!  └────────┴────────┴────────┴───┴───────┴──────────┴─────────┘
+//!   lock: 0 free, 1..=4094 readers, 4095 a writer
 //! ```
+//!
+//! **Nobody starves.** Whoever finds the lock taken draws a number (`next`) and goes when it is their
+//! `turn`; while a number is out, newcomers draw one as well. So each waits for those who came
+//! before, reader or writer, and for nobody else. What changes the page without needing the lock to
+//! itself (more permissions, marks under readers) takes no turn at all.
 
-use crate::sync::{AtomicU8, Ordering, yield_now};
+use crate::sync::{AtomicU32, Ordering, yield_now};
 use pageferry_device::{Access, FaultReason};
 
-const PRESENT: u8 = 1;
-const WRITABLE: u8 = 2;
-const DIRTY: u8 = 4;
-const READER: u8 = 8;
-const LOCK: u8 = 31 * READER;
-const WRITER: u8 = LOCK;
-const READERS_MAX: u8 = 30 * READER;
+const PRESENT: u32 = 1;
+const WRITABLE: u32 = 2;
+const DIRTY: u32 = 4;
+const READER: u32 = 1 << 4;
+const LOCK: u32 = 0xfff0;
+const WRITER: u32 = LOCK;
+const READERS_MAX: u32 = WRITER - READER;
+const NEXT_SHIFT: u32 = 16;
+const TURN_SHIFT: u32 = 24;
 
-/// One page's entry.
+/// Spins before a number is drawn, and between looks at whose turn it is before yielding.
+const SPINS: u32 = if cfg!(loom) { 0 } else { 50 };
+/// Yields before sleeping: somebody holds the page for a system call.
+#[cfg(not(loom))]
+const YIELDS: u32 = 200;
+
+/// One page's entry. All zero is a page that is free, not present and clean.
 ///
 /// # Invariants
-/// - While the lock field is `WRITER` exactly one guard made by [`lock`](Self::lock) or
-///   [`load_or_store`](Self::load_or_store) exists; while it counts readers, exactly so many do.
+/// - While the lock field is `WRITER` exactly one holder that was told so by [`lock`](Self::lock) or
+///   [`access`](Self::access) has not [given it back](Self::unlock); while it counts readers,
+///   exactly so many have not.
 /// - `WRITABLE` implies `PRESENT`. `DIRTY` is set only under the writer's lock of a store.
+/// - `turn` goes from each number to the next exactly once, by the one who drew it.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(crate) struct PageState(AtomicU8);
+pub(crate) struct PageState(AtomicU32);
 
 /// Who may hold the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,43 +51,98 @@ pub(crate) enum Hold {
     Exclusive,
 }
 
+/// What an attempt to change the state came to.
+enum Next<T> {
+    /// This is the answer, and nothing is to be changed.
+    Stay(T),
+    /// Allowed whoever waits.
+    Set(u32, T),
+    /// Takes the lock: allowed when it is one's turn.
+    Take(u32, T),
+    Wait,
+}
+
+fn next(state: u32) -> u32 {
+    state >> NEXT_SHIFT & 0xff
+}
+
+fn turn(state: u32) -> u32 {
+    state >> TURN_SHIFT
+}
+
+/// The state with the next number drawn.
+fn drawn(state: u32) -> u32 {
+    state & !(0xff << NEXT_SHIFT) | ((next(state) + 1) & 0xff) << NEXT_SHIFT
+}
+
+/// The state with the turn passed on.
+fn passed(state: u32) -> u32 {
+    state & !(0xff << TURN_SHIFT) | ((turn(state) + 1) & 0xff) << TURN_SHIFT
+}
+
 impl PageState {
     #[cfg(any(loom, test))]
     pub(crate) fn new() -> PageState {
-        PageState(AtomicU8::new(0))
+        PageState(AtomicU32::new(0))
     }
 
-    fn update<T>(&self, mut next: impl FnMut(u8) -> Next<T>) -> T {
-        let mut spins = 0u32;
+    /// Acquire: what the last holder did to the page is seen by the next. Release: what a change of
+    /// permissions follows is seen by who finds them changed.
+    fn swap(&self, now: u32, new: u32) -> bool {
+        self.0.compare_exchange_weak(now, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn update<T>(&self, mut step: impl FnMut(u32) -> Next<T>) -> T {
+        let mut patience = Patience(0);
+        let mut number = None;
         loop {
             let now = self.0.load(Ordering::Relaxed);
-            match next(now) {
-                Next::Stay(value) => return value,
-                Next::Set(new, value) => {
-                    // Acquire: what the last holder did to the page is seen by the next.
-                    let swap =
-                        self.0.compare_exchange_weak(now, new, Ordering::AcqRel, Ordering::Relaxed);
-                    if swap.is_ok() {
+            let mine = match number {
+                None => next(now) == turn(now),
+                Some(number) => turn(now) == number,
+            };
+            // With the turn passed on, if it is ours.
+            let on = |state| if number.is_some() { passed(state) } else { state };
+            match step(now) {
+                // Without a number, or with a number and its turn: done.
+                Next::Stay(value) if number.is_none() => return value,
+                Next::Stay(value) if mine => {
+                    if self.swap(now, on(now)) {
                         return value;
                     }
+                    continue;
                 }
-                Next::Wait => {
-                    spins += 1;
-                    if spins > 50 || cfg!(loom) {
-                        yield_now();
-                    } else {
-                        std::hint::spin_loop();
+                Next::Set(new, value) if number.is_none() => {
+                    if self.swap(now, new) {
+                        return value;
                     }
+                    continue;
                 }
+                Next::Set(new, value) | Next::Take(new, value) if mine => {
+                    if self.swap(now, on(new)) {
+                        return value;
+                    }
+                    continue;
+                }
+                _ => {}
             }
+            // All numbers are out: one after the other comes in.
+            let numbers_left = (next(now) + 1) & 0xff != turn(now);
+            if number.is_none() && numbers_left && (!mine || patience.has_spun()) {
+                if self.swap(now, drawn(now)) {
+                    number = Some(next(now));
+                }
+                continue;
+            }
+            patience.wait();
         }
     }
 
     /// Takes the lock of the page, whatever its permissions: for copies.
     pub(crate) fn lock(&self, hold: Hold) {
         self.update(|now| match hold {
-            Hold::Shared if now & LOCK < READERS_MAX => Next::Set(now + READER, ()),
-            Hold::Exclusive if now & LOCK == 0 => Next::Set(now | WRITER, ()),
+            Hold::Shared if now & LOCK < READERS_MAX => Next::Take(now + READER, ()),
+            Hold::Exclusive if now & LOCK == 0 => Next::Take(now | WRITER, ()),
             _ => Next::Wait,
         });
     }
@@ -81,14 +152,18 @@ impl PageState {
         self.update(|now| match access {
             _ if now & PRESENT == 0 => Next::Stay(Err(FaultReason::NotPresent)),
             Access::Write if now & WRITABLE == 0 => Next::Stay(Err(FaultReason::ReadOnly)),
-            Access::Read if now & LOCK < READERS_MAX => Next::Set(now + READER, Ok(())),
-            Access::Write if now & LOCK == 0 => Next::Set(now | WRITER | DIRTY, Ok(())),
+            Access::Read if now & LOCK < READERS_MAX => Next::Take(now + READER, Ok(())),
+            Access::Write if now & LOCK == 0 => Next::Take(now | WRITER | DIRTY, Ok(())),
             _ => Next::Wait,
         })
     }
 
     /// Gives the lock back.
-    pub(crate) fn unlock(&self, hold: Hold) {
+    ///
+    /// # Safety
+    /// The caller holds it so, by a call of [`lock`](Self::lock) or a successful one of
+    /// [`access`](Self::access), and from now on does not touch the page.
+    pub(crate) unsafe fn unlock(&self, hold: Hold) {
         match hold {
             // Release: the next holder sees what we did.
             Hold::Shared => drop(self.0.fetch_sub(READER, Ordering::Release)),
@@ -96,7 +171,10 @@ impl PageState {
         }
     }
 
-    /// Sets the permission, waiting for accesses under way. Dirtiness stays.
+    /// Sets the permission. Dirtiness stays.
+    ///
+    /// More of it is given at once, as every access takes the lock anyway. Where some is taken away,
+    /// this waits for the accesses under way that would not be permitted any more.
     pub(crate) fn protect(&self, access: Option<Access>) {
         let bits = match access {
             None => 0,
@@ -104,10 +182,13 @@ impl PageState {
             Some(Access::Write) => PRESENT | WRITABLE,
         };
         self.update(|now| {
-            if now & LOCK != 0 {
-                return Next::Wait;
-            }
-            Next::Set(now & !(PRESENT | WRITABLE) | bits, ())
+            let lost = now & (PRESENT | WRITABLE) & !bits;
+            let wait = match now & LOCK {
+                _ if lost == 0 => false,
+                WRITER => true,
+                readers => lost & PRESENT != 0 && readers != 0,
+            };
+            if wait { Next::Wait } else { Next::Set(now & !(PRESENT | WRITABLE) | bits, ()) }
         });
     }
 
@@ -115,7 +196,7 @@ impl PageState {
     /// either came before and is in the answer, or comes after and faults.
     pub(crate) fn take_dirty(&self) -> bool {
         self.update(|now| {
-            if now & LOCK == WRITER {
+            if now & LOCK == WRITER && now & (WRITABLE | DIRTY) != 0 {
                 return Next::Wait;
             }
             Next::Set(now & !(WRITABLE | DIRTY), now & DIRTY != 0)
@@ -124,93 +205,50 @@ impl PageState {
 
     /// Not present, clean: a page of a frame that changes hands. Waits for accesses under way.
     pub(crate) fn reset(&self) {
-        self.update(|now| if now & LOCK != 0 { Next::Wait } else { Next::Set(0, ()) });
+        self.update(|now| {
+            let clean = now & !(PRESENT | WRITABLE | DIRTY);
+            if now & LOCK != 0 { Next::Wait } else { Next::Set(clean, ()) }
+        });
+    }
+
+    /// Numbers that are out.
+    #[cfg(all(test, not(loom)))]
+    fn waiting(&self) -> u32 {
+        let now = self.0.load(Ordering::Relaxed);
+        next(now).wrapping_sub(turn(now)) & 0xff
     }
 }
 
-/// What an attempt to change the state came to.
-enum Next<T> {
-    Set(u8, T),
-    Stay(T),
-    Wait,
+/// Waiting without burning a processor for long.
+struct Patience(u32);
+
+impl Patience {
+    fn has_spun(&self) -> bool {
+        self.0 >= SPINS
+    }
+
+    #[cfg(loom)]
+    fn wait(&mut self) {
+        yield_now();
+    }
+
+    #[cfg(not(loom))]
+    fn wait(&mut self) {
+        self.0 = self.0.saturating_add(1);
+        if self.0 <= SPINS {
+            std::hint::spin_loop();
+        } else if self.0 <= SPINS + YIELDS {
+            yield_now();
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    }
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permissions_are_checked_before_the_page_is_touched() {
-        let page = PageState::new();
-        assert_eq!(page.access(Access::Read), Err(FaultReason::NotPresent));
-        page.protect(Some(Access::Read));
-        assert_eq!(page.access(Access::Write), Err(FaultReason::ReadOnly));
-        assert_eq!(page.access(Access::Read), Ok(()));
-        page.unlock(Hold::Shared);
-        page.protect(Some(Access::Write));
-        assert!(!page.take_dirty(), "nobody stored");
-        page.protect(Some(Access::Write));
-        assert_eq!(page.access(Access::Write), Ok(()));
-        page.unlock(Hold::Exclusive);
-        assert!(page.take_dirty());
-        assert!(!page.take_dirty());
-        assert_eq!(page.access(Access::Write), Err(FaultReason::ReadOnly));
-    }
-}
+#[path = "page_state_tests.rs"]
+mod tests;
 
 #[cfg(all(test, loom))]
-mod loom_tests {
-    use super::*;
-    use loom::sync::Arc;
-    use loom::thread;
-
-    /// A store that succeeded is in exactly one of the answers.
-    #[test]
-    fn no_store_is_lost() {
-        loom::model(|| {
-            let page = Arc::new(PageState::new());
-            page.protect(Some(Access::Write));
-            let kernel = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || {
-                    let stored = page.access(Access::Write).is_ok();
-                    if stored {
-                        page.unlock(Hold::Exclusive);
-                    }
-                    stored
-                })
-            };
-            let early = page.take_dirty();
-            let stored = kernel.join().unwrap();
-            let late = page.take_dirty();
-            assert_eq!(stored, early | late);
-            assert!(!(early && late));
-        });
-    }
-
-    /// An exclusive holder is alone; what it wrote is seen by the next.
-    #[test]
-    fn the_lock_excludes() {
-        loom::model(|| {
-            let page = Arc::new((PageState::new(), loom::cell::UnsafeCell::new(0u32)));
-            let other = {
-                let page = Arc::clone(&page);
-                thread::spawn(move || {
-                    page.0.lock(Hold::Exclusive);
-                    // SAFETY: the page's writer lock is held; loom checks that it excludes.
-                    page.1.with_mut(|v| unsafe { *v += 1 });
-                    page.0.unlock(Hold::Exclusive);
-                })
-            };
-            page.0.lock(Hold::Exclusive);
-            // SAFETY: as above.
-            page.1.with_mut(|v| unsafe { *v += 1 });
-            page.0.unlock(Hold::Exclusive);
-            other.join().unwrap();
-            page.0.lock(Hold::Shared);
-            // SAFETY: a reader lock is held.
-            page.1.with(|v| assert_eq!(unsafe { *v }, 2));
-            page.0.unlock(Hold::Shared);
-        });
-    }
-}
+#[path = "page_state_loom.rs"]
+mod loom_tests;
