@@ -128,6 +128,8 @@ pub(crate) enum GuardName {
     None,
     /// A lease while something is away: whoever opens the file waits until it is home.
     Lease,
+    /// fanotify while something is away (needs root): whoever touches the file waits until it is home.
+    Fanotify,
     /// The strongest that works for the file.
     Auto,
 }

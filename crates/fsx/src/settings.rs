@@ -102,7 +102,7 @@ fn with_guard(config: CacheConfig, guard: Guard) -> anyhow::Result<CacheConfig> 
         Guard::None => Ok(config.guard(pageferry::Guard::None)),
         Guard::Lease => Ok(config.guard(pageferry::Guard::Lease)),
         Guard::Auto => Ok(config.guard(pageferry::Guard::Auto)),
-        Guard::Fanotify => anyhow::bail!("this library has no fanotify guard yet"),
+        Guard::Fanotify => Ok(config.guard(pageferry::Guard::Fanotify)),
     }
 }
 

@@ -146,6 +146,11 @@ impl AsFd for HostFile {
     }
 }
 
+/// Which file a descriptor leads to.
+pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<FileId> {
+    Ok(stamp::look(fd)?.0)
+}
+
 fn access(writable: bool) -> OFlags {
     if writable { OFlags::RDWR } else { OFlags::RDONLY }
 }

@@ -32,6 +32,7 @@ compile_error!("pageferry-linux is for 64-bit Linux");
 mod abi;
 mod file;
 mod fork;
+mod gate;
 mod lease;
 pub mod limits;
 mod map;
@@ -43,6 +44,7 @@ mod uffd;
 mod watch;
 
 pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError};
+pub use gate::{Access, Gate};
 pub use lease::LeaseBreaks;
 pub use map::{AccessError, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;

@@ -6,8 +6,9 @@
 //!   before `open` returns; a close queues its event before the count falls. So a silent group,
 //!   after a [lease](crate::HostFile::take_lease) has shown that nobody else had the file open,
 //!   means that nobody has been able to change it.
-//! - Events that this process causes carry its number, all others carry 0 or their own. Events of one
-//!   kind, by one process, on one file merge while they are unread: they cannot be counted.
+//! - Events that this process causes carry its number, all others carry 0 or their own; to root they
+//!   can carry the thread's instead. Events of one kind, by one process (thread), on one file merge while
+//!   they are unread: they cannot be counted.
 //! - `write`, `fallocate`, `truncate` by name or descriptor, and reflinks, give `MODIFY` when they are
 //!   done. A store through a mapping gives nothing, but its open and the last close show; the close of
 //!   a mapped file's last user comes when the mapping goes.
@@ -29,6 +30,7 @@ use crate::tid::current_pid;
 pub struct Watch {
     group: OwnedFd,
     process: i32,
+    threads: bool,
 }
 
 /// A watched file as events name it.
@@ -40,8 +42,10 @@ pub struct WatchKey(Box<[u8]>);
 pub struct Heard {
     /// Which file; `None`: events were lost, of any file.
     pub file: Option<WatchKey>,
-    /// This process did it.
+    /// This process did it. Not known where [threads are told](Watch::tells_threads).
     pub own: bool,
+    /// The thread that did it, where threads are told.
+    pub thread: Option<u32>,
     /// Its bytes were changed by a call, or a description that could write was closed.
     pub changed: bool,
     /// It was opened or closed.
@@ -65,16 +69,18 @@ impl Watch {
     /// `ENOSYS` or `EPERM` where there is no fanotify for this user; `EMFILE` beyond the user's
     /// limit of groups (`/proc/sys/fs/fanotify/max_user_groups`, 128 by default).
     pub fn new() -> io::Result<Watch> {
-        let flags =
-            libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
-        // SAFETY: takes flags only.
-        let fd = unsafe { libc::fanotify_init(flags, libc::O_RDONLY.cast_unsigned()) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: opened just now, and known to nobody else.
-        let group = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Watch { group, process: current_pid() })
+        // Which thread did something is told to the privileged only.
+        let (group, threads) = match init(libc::FAN_REPORT_TID) {
+            Ok(group) => (group, true),
+            Err(_) => (init(0)?, false),
+        };
+        Ok(Watch { group, process: current_pid(), threads })
+    }
+
+    /// Events name the thread that caused them instead of the process.
+    #[must_use]
+    pub fn tells_threads(&self) -> bool {
+        self.threads
     }
 
     /// Hears of `file` from now on.
@@ -132,12 +138,28 @@ impl Watch {
             let file = if mask & libc::FAN_Q_OVERFLOW == 0 { file_of(event) } else { None };
             heard(Heard {
                 file,
-                own: pid == self.process,
+                own: !self.threads && pid == self.process,
+                thread: u32::try_from(pid).ok().filter(|_| self.threads),
                 changed: mask & CHANGES != 0,
                 visited: mask & (OPENS | libc::FAN_CLOSE_WRITE) != 0,
             });
         }
     }
+}
+
+fn init(more: libc::c_uint) -> io::Result<OwnedFd> {
+    let flags = libc::FAN_CLASS_NOTIF
+        | libc::FAN_REPORT_FID
+        | libc::FAN_NONBLOCK
+        | libc::FAN_CLOEXEC
+        | more;
+    // SAFETY: takes flags only.
+    let fd = unsafe { libc::fanotify_init(flags, libc::O_RDONLY.cast_unsigned()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: opened just now, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The word at an offset, which must be inside.

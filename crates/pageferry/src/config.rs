@@ -108,7 +108,11 @@ pub enum Guard {
     /// until all of it is home, at most for `/proc/sys/fs/lease-break-time` (45 s by default); with
     /// `O_NONBLOCK` it gets `EAGAIN` and may try again.
     Lease,
-    /// The strongest that works for a file.
+    /// fanotify (`CAP_SYS_ADMIN`, Linux 6.14, not on tmpfs): whoever touches the file from the first
+    /// byte that is away on waits until all is home that lies behind, whether it has just opened the file
+    /// or long before, as long as that was after the first bytes were kept away.
+    Fanotify,
+    /// The strongest that works for a file: `Fanotify`, or else `Lease`.
     Auto,
 }
 

@@ -36,7 +36,9 @@
 //! 3. a look that finds the group silent since then has proven that nobody has been able to change
 //!    the file before that look.
 //!
-//! **Our own changes** must not look like others'. They run in *windows*: from the lease's being taken,
+//! **Our own changes** must not look like others'. To root the events name threads: the group is read
+//! before and after each change, and what the changing thread did in between is ours. To others they name
+//! the process, and own changes run in *windows*: from the lease's being taken,
 //! the group silent, to the group's being read again, the lease still held. Nobody else can have the
 //! file open meanwhile, and who truncates it by name waits for the lease; so what the group tells of
 //! this process in between is our own doing. The application's own descriptors count as others', in
@@ -48,6 +50,7 @@
 //! seen by anybody. A description that a forked child inherits is used by nobody there (the library
 //! refuses to).
 
+mod gate;
 mod keep;
 mod look;
 
@@ -56,8 +59,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{FileStamp, HostFile, LeaseBreaks, Watch, WatchKey};
+use pageferry_linux::{FileId, FileStamp, HostFile, LeaseBreaks, Watch, WatchKey};
 
+pub(crate) use self::gate::GateKeeper;
 use crate::config::{CacheConfig, Guard, Validation};
 use crate::perform::file_error;
 use crate::shared::Shared;
@@ -81,12 +85,14 @@ pub enum Coherence {
 /// The guards of one cache's files.
 pub(crate) struct Guards {
     validation: Validation,
-    /// A lease is kept as long as nobody else comes.
-    holds: bool,
+    guard: Guard,
     /// The group, or why there is none.
     watch: Result<Watch, String>,
     /// Started with the cache.
     breaks: OnceLock<Result<LeaseBreaks, String>>,
+    shared: OnceLock<Weak<Shared>>,
+    /// Started when something is first kept away.
+    gate: Mutex<Option<Result<GateKeeper, String>>>,
     state: Mutex<State>,
     /// Some keeping away is done.
     kept: Condvar,
@@ -96,6 +102,9 @@ pub(crate) struct Guards {
 struct State {
     files: HashMap<FileKey, Watched>,
     names: HashMap<WatchKey, FileKey>,
+    ids: HashMap<FileId, FileKey>,
+    /// Of the file that was settled last: it was proven, and nothing was heard since.
+    silent: bool,
 }
 
 /// What one file's evidence is made of.
@@ -125,9 +134,10 @@ struct Watched {
     /// Heard since the last look: a change, or a visitor.
     changed: bool,
     visited: bool,
-    /// Own changes under way, and whether the lease is held for them.
+    /// Own changes under way, and whether the lease is held for them, or which threads make them.
     own: u32,
     leased: bool,
+    threads: Vec<u32>,
     /// When the first of them began.
     since: Instant,
     /// The lease is kept, for the guard.
@@ -139,6 +149,10 @@ struct Watched {
     kept: u64,
     /// All is home: the lease goes with the last change of ours.
     home: bool,
+    /// The gate is asked about the file, and was before anybody else who has it open.
+    gated: bool,
+    /// From here on somebody else has touched it since it was last ours alone: it may be mapped.
+    exposed: Option<u64>,
 }
 
 impl Guards {
@@ -151,9 +165,11 @@ impl Guards {
         };
         Guards {
             validation: config.validation,
-            holds: config.guard != Guard::None,
+            guard: config.guard,
             watch,
             breaks: OnceLock::new(),
+            shared: OnceLock::new(),
+            gate: Mutex::new(None),
             state: Mutex::default(),
             kept: Condvar::new(),
         }
@@ -165,6 +181,8 @@ impl Guards {
             return;
         }
         let shared: Weak<Shared> = Arc::downgrade(shared);
+        // Nobody else sets it.
+        let _ = self.shared.set(Weak::clone(&shared));
         let told = move || {
             if let Some(shared) = shared.upgrade() {
                 shared.let_others_in();
@@ -213,6 +231,7 @@ impl Guards {
         let mut state = self.state.lock();
         if let Basis::Watch(name) = &basis {
             state.names.insert(name.clone(), file);
+            state.ids.insert(io.identity(), file);
         }
         let epoch = state.files.get(&file).map_or(0, |w| w.epoch + 1);
         let watched = Watched {
@@ -232,6 +251,9 @@ impl Guards {
             keeps: 0,
             kept: 0,
             home: false,
+            threads: Vec::new(),
+            gated: false,
+            exposed: None,
         };
         state.files.insert(file, watched);
         Ok(())
@@ -254,8 +276,11 @@ impl Guards {
     pub(crate) fn close(&self, file: FileKey) {
         let Some(mut watched) = self.state.lock().files.remove(&file) else { return };
         watched.give_up();
+        self.ungate(&mut watched);
         if let (Basis::Watch(name), Ok(watch)) = (&watched.basis, &self.watch) {
-            self.state.lock().names.remove(name);
+            let mut state = self.state.lock();
+            state.names.remove(name);
+            state.ids.remove(&watched.io.identity());
             if let Err(error) = watch.remove(&watched.io) {
                 tracing::debug!(%error, "a file's watch could not be removed");
             }

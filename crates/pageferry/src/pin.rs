@@ -164,7 +164,7 @@ impl File {
             return Ok((self.end_pin(key, range, false)?, None));
         }
         // Whoever opens the file while this lasts waits until it is over, and then for the bytes.
-        match shared.guards.keep(self.handle.backing.key) {
+        match shared.guards.keep(self.handle.backing.key, range) {
             Ok(_kept) => Ok((self.end_pin(key, range, true)?, None)),
             Err(why) => Ok((self.end_pin(key, range, false)?, Some(why))),
         }

@@ -44,6 +44,7 @@ impl Session {
         let guard = match args.guard {
             GuardName::None => Guard::None,
             GuardName::Lease => Guard::Lease,
+            GuardName::Fanotify => Guard::Fanotify,
             GuardName::Auto => Guard::Auto,
         };
         let validation = if args.trust_stamps { Validation::Stamps } else { Validation::Proof };

@@ -6,6 +6,7 @@ mod child;
 mod copies;
 mod files;
 mod forks;
+mod gates;
 mod limits;
 mod maps;
 mod privileges;

@@ -8,6 +8,7 @@
 //! old bytes of it until the release, as promised. But where those old bytes are away themselves, kept
 //! by an earlier release, nobody has them any more, and others wait for the pin.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::FileKey;
@@ -15,12 +16,16 @@ use pageferry_engine::FileKey;
 use super::look::explain;
 use super::{Basis, Guards, Watched};
 use crate::Wait;
+use crate::config::Guard;
 use crate::shared::{Shared, Tally};
 
 /// How long bringing home is tried, and write pins over what is away are waited for, before others are
 /// let in all the same. (The kernel lets them in by itself after `lease-break-time`.)
 const HOMING_MAX: Duration = Duration::from_secs(10);
 const HOMING_PAUSE: Duration = Duration::from_millis(50);
+/// How often and how long the gate's own descriptors are waited for.
+pub(super) const ASKED_TRIES: u32 = 100;
+pub(super) const ASKED_PAUSE: Duration = Duration::from_micros(50);
 
 /// A release that keeps away is under way: nobody is let in before it is over.
 pub(crate) struct Kept<'g> {
@@ -38,6 +43,21 @@ impl Drop for Kept<'_> {
 }
 
 impl Watched {
+    /// Takes a lease to keep, if there is none yet.
+    fn hold(&mut self) -> Result<(), String> {
+        if self.is_held() {
+            return Ok(());
+        }
+        let wanted = || "somebody is about to open the file".to_owned();
+        if self.held {
+            return Err(wanted());
+        }
+        // A window of our own may have it for the moment: then it is kept from now on.
+        self.io.take_lease().map_err(|e| explain(&e))?;
+        self.held = self.io.has_lease();
+        if self.held { Ok(()) } else { Err(wanted()) }
+    }
+
     /// The lease is held and nobody waits for it.
     pub(super) fn is_held(&self) -> bool {
         self.held && self.breaking.is_none() && self.io.has_lease()
@@ -58,25 +78,41 @@ impl Guards {
     ///
     /// # Errors
     /// Why not, for people.
-    pub(crate) fn keep(&self, file: FileKey) -> Result<Kept<'_>, String> {
-        if !self.holds {
-            return Err("no guard was asked for (a lease would do)".into());
+    pub(crate) fn keep(&self, file: FileKey, range: &Range<u64>) -> Result<Kept<'_>, String> {
+        for _ in 0..ASKED_TRIES {
+            match self.try_keep(file, range) {
+                // The gate itself has it open, to be asked, for a moment.
+                Err(_) if self.is_asked() => std::thread::sleep(ASKED_PAUSE),
+                tried => return tried,
+            }
         }
+        self.try_keep(file, range)
+    }
+
+    fn try_keep(&self, file: FileKey, range: &Range<u64>) -> Result<Kept<'_>, String> {
+        // A scheduler of tests decides about every lock: the kernel's threads have no place there.
+        let guarded = !cfg!(shuttle);
+        let gate = match self.guard {
+            Guard::None => return Err("no guard was asked for".into()),
+            Guard::Fanotify | Guard::Auto if guarded => Some(self.gate()),
+            _ => None,
+        };
         let mut state = self.state.lock();
         let watched = state.files.get_mut(&file).ok_or("the file is closed")?;
         match &watched.basis {
-            Basis::Watch(_) if watched.is_held() => {}
-            Basis::Watch(_) if watched.held => {
-                return Err("somebody is about to open the file".into());
-            }
-            Basis::Watch(_) => {
-                // A window of our own may have it for the moment: then it is kept from now on.
-                watched.io.take_lease().map_err(|e| explain(&e))?;
-                if !watched.io.has_lease() {
-                    return Err("somebody is about to open the file".into());
+            _ if !guarded => {}
+            Basis::Watch(_) => match (gate, self.guard) {
+                (Some(Ok(_)), Guard::Auto) if watched.held => watched.hold()?,
+                (Some(Ok(gate)), Guard::Fanotify) => watched.pass(&gate, range)?,
+                (Some(Err(why)), Guard::Fanotify) => return Err(why),
+                // The gate may not stand on this file system.
+                (Some(Ok(gate)), _) => {
+                    if let Err(why) = watched.pass(&gate, range) {
+                        watched.hold().map_err(|_| why)?;
+                    }
                 }
-                watched.held = true;
-            }
+                _ => watched.hold()?,
+            },
             Basis::Fixed => return Err("the file cannot be written".into()),
             Basis::Stamps(_) => return Err("stamps guard nothing".into()),
             Basis::Nothing(why) => return Err(why.clone()),
@@ -91,17 +127,17 @@ impl Guards {
     /// counted by releases that did.
     pub(crate) fn holds(&self, file: FileKey) -> Option<u64> {
         let state = self.state.lock();
-        state.files.get(&file).filter(|w| w.held && w.keeps == 0).map(|w| w.kept)
+        let file = state.files.get(&file)?;
+        ((file.held || file.gated) && file.keeps == 0).then_some(file.kept)
     }
 
     /// At that moment or later nothing of the file was away: if nothing has been kept since, its lease
     /// is in nobody's way any longer.
     pub(crate) fn all_is_home(&self, file: FileKey, moment: u64) {
-        if let Some(watched) = self.state.lock().files.get_mut(&file)
-            && watched.held
-            && watched.kept == moment
-            && watched.breaking.is_none()
-        {
+        let mut state = self.state.lock();
+        let Some(watched) = state.files.get_mut(&file).filter(|w| w.kept == moment) else { return };
+        self.ungate(watched);
+        if watched.held && watched.breaking.is_none() {
             watched.home = true;
             if watched.own == 0 {
                 watched.give_up();
@@ -144,22 +180,27 @@ impl Shared {
     /// What the thread does that is told of openers.
     pub(crate) fn let_others_in(&self) {
         for file in self.guards.wanted() {
-            let until = Instant::now() + HOMING_MAX;
-            loop {
-                // What can go at once goes first.
-                let left = until.saturating_duration_since(Instant::now());
-                let home = self
-                    .flush(file, 0..u64::MAX, true)
-                    .and_then(|_| self.flush_within(file, 0..u64::MAX, Wait::Timeout(left)));
-                let Err(error) = home else { break };
-                if left.is_zero() {
-                    Tally::add(&self.tally.unguarded_openers, 1);
-                    tracing::error!(%error, "others are let in though bytes are away");
-                    break;
-                }
-                std::thread::sleep(HOMING_PAUSE);
-            }
+            self.bring_home_for_others(file, 0..u64::MAX);
             self.guards.let_in(file);
+        }
+    }
+
+    /// Brings home what is away of a range, as long as it makes sense to have others wait.
+    pub(super) fn bring_home_for_others(&self, file: FileKey, range: Range<u64>) {
+        let until = Instant::now() + HOMING_MAX;
+        loop {
+            // What can go at once goes first.
+            let left = until.saturating_duration_since(Instant::now());
+            let home = self
+                .flush(file, range.clone(), true)
+                .and_then(|_| self.flush_within(file, range.clone(), Wait::Timeout(left)));
+            let Err(error) = home else { return };
+            if left.is_zero() {
+                Tally::add(&self.tally.unguarded_openers, 1);
+                tracing::error!(%error, "others are let in though bytes are away");
+                return;
+            }
+            std::thread::sleep(HOMING_PAUSE);
         }
     }
 }

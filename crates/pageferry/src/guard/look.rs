@@ -1,12 +1,14 @@
 //! Looks, and windows of our own changes.
 
 use std::io;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{FileStamp, Heard, HostFile, Watch};
+use pageferry_linux::{FileStamp, Heard, HostFile, Watch, current_tid};
 
+use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::{Basis, Guards, State, Watched, gone, stamp};
 use crate::Result;
 use crate::perform::file_error;
@@ -20,7 +22,7 @@ const TRIES_MAX: u32 = 4;
 impl State {
     /// Notes what the group has heard. If it cannot say, everything may have changed.
     fn hear(&mut self, watch: &Watch) {
-        let State { files, names } = self;
+        let State { files, names, .. } = self;
         let heard = watch.drain(|heard| match heard.file.as_ref().map(|f| names.get(f)) {
             Some(Some(file)) => {
                 if let Some(watched) = files.get_mut(file) {
@@ -40,7 +42,11 @@ impl State {
 
 impl Watched {
     fn hear(&mut self, heard: &Heard) {
-        if heard.own && self.leased && heard.changed && !heard.visited {
+        let ours = match heard.thread {
+            Some(thread) => self.threads.contains(&thread),
+            None => heard.own && self.leased,
+        };
+        if ours && !heard.visited {
             return;
         }
         self.changed |= heard.changed;
@@ -60,7 +66,7 @@ impl Watched {
     }
 
     /// Nobody else has it open, or could write to it where it is open for reading.
-    fn alone(&self) -> io::Result<()> {
+    pub(super) fn alone(&self) -> io::Result<()> {
         if self.held {
             // Whoever waits for it may have been let in by the kernel.
             let sure = self.is_held();
@@ -87,8 +93,9 @@ impl Watched {
 impl Guards {
     /// One look at a file.
     pub(crate) fn look(&self, file: FileKey) -> Result<Observed> {
-        let mut state = self.state.lock();
-        let (silent, watched) = self.settle(&mut state, file)?;
+        let mut state = self.settled(file)?;
+        let silent = state.silent;
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         if silent && watched.own == 0 {
             // Then the size is what it was, too.
             return Ok(watched.observed());
@@ -103,16 +110,27 @@ impl Guards {
         Ok(watched.observed())
     }
 
-    /// Brings the file's epoch up to date. `true`: it was proven, and nothing was heard since.
-    pub(super) fn settle<'s>(
-        &self,
-        state: &'s mut State,
-        file: FileKey,
-    ) -> Result<(bool, &'s mut Watched)> {
+    /// Brings the file's epoch up to date; the state says whether it was proven, and silent since.
+    fn settled(&self, file: FileKey) -> Result<impl DerefMut<Target = State> + '_> {
+        for attempt in 0.. {
+            let mut state = self.state.lock();
+            if let Some(silent) = self.settle(&mut state, file, attempt == ASKED_TRIES)? {
+                state.silent = silent;
+                return Ok(state);
+            }
+            drop(state);
+            std::thread::sleep(ASKED_PAUSE);
+        }
+        Err(gone())
+    }
+
+    /// Whether the file was proven, and nothing was heard since. `None`, unless it is the `last` try:
+    /// the gate itself has the file open, to be asked, for a moment.
+    fn settle(&self, state: &mut State, file: FileKey, last: bool) -> Result<Option<bool>> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else {
             watched.epoch += u64::from(matches!(watched.basis, Basis::Nothing(_)));
-            return Ok((false, state.files.get_mut(&file).ok_or_else(gone)?));
+            return Ok(Some(false));
         };
         state.hear(watch);
         let mut changed = false;
@@ -120,14 +138,20 @@ impl Guards {
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             if watched.proven && !watched.changed && !watched.visited {
                 watched.epoch += u64::from(changed);
-                return Ok((round == 0, state.files.get_mut(&file).ok_or_else(gone)?));
+                return Ok(Some(round == 0));
             }
-            changed |= watched.changed || !watched.proven;
+            let was = watched.proven;
+            changed |= watched.changed || !was;
             (watched.changed, watched.visited) = (false, false);
             // Whoever comes from here on is heard of in the next round.
             watched.proven = true;
             if let Err(error) = watched.alone() {
                 watched.why = explain(&error);
+                if !last && self.is_asked() {
+                    // As if nothing of this try had been.
+                    (watched.proven, watched.changed, watched.visited) = (was, changed, true);
+                    return Ok(None);
+                }
                 break;
             }
             state.hear(watch);
@@ -135,7 +159,7 @@ impl Guards {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         watched.proven = false;
         watched.epoch += 1;
-        Ok((false, watched))
+        Ok(Some(false))
     }
 
     /// Makes a change of ours. What the file looks like after it comes with what it yields.
@@ -160,9 +184,24 @@ impl Guards {
             }
             self.open_window(&mut state, file)?;
         }
+        if self.tells_threads() {
+            // What this thread has done before is not this change.
+            self.hear(&mut state);
+        }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         watched.own += 1;
+        watched.threads.push(current_tid());
         Ok(Arc::clone(&watched.io))
+    }
+
+    fn tells_threads(&self) -> bool {
+        self.watch.as_ref().is_ok_and(Watch::tells_threads)
+    }
+
+    fn hear(&self, state: &mut State) {
+        if let Ok(watch) = &self.watch {
+            state.hear(watch);
+        }
     }
 
     /// Takes the lease for as long as changes of ours run. What is heard before it is held came from
@@ -170,6 +209,9 @@ impl Guards {
     fn open_window(&self, state: &mut State, file: FileKey) -> Result<()> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else { return Ok(()) };
+        if watch.tells_threads() {
+            return Ok(());
+        }
         let leased = match watched.held {
             // Noticed by the thread that is told of it, a moment ago; or it may be long over.
             true => {
@@ -192,9 +234,9 @@ impl Guards {
         if last && watched.leased {
             // Somebody may wait for its end; if for too long, it has gone ahead beside our changes.
             watched.changed |= !watched.shuts_out(watched.since);
-            if let Ok(watch) = &self.watch {
-                state.hear(watch);
-            }
+            self.hear(&mut state);
+        } else if self.tells_threads() {
+            self.hear(&mut state);
         }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let seen = measure(&watched.io);
@@ -205,6 +247,10 @@ impl Guards {
             watched.give_up();
         }
         watched.own -= 1;
+        let me = current_tid();
+        if let Some(at) = watched.threads.iter().position(|t| *t == me) {
+            watched.threads.swap_remove(at);
+        }
         let seen = seen?;
         watched.bytes = seen.size;
         if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {

@@ -70,7 +70,8 @@ impl World {
             _ => self.file.write_at(&bytes, at),
         };
         match written {
-            Ok(()) => self.count(0),
+            // Refused to be kept away, it went home.
+            Ok(()) | Err(Error::Unguarded { .. }) => self.count(0),
             // Cut off before, or meanwhile: some of it may have arrived.
             Err(Error::PastEof { .. } | Error::FileShrunk { .. }) => {
                 self.count(1);

@@ -122,7 +122,7 @@ fn the_flusher_bounds_how_long_bytes_stay_away() {
     device_writes(&f, 0, &[1; 1], After::KeepAway);
     let pin = f.pin(0..PAGE, PinMode::Write).unwrap();
     device_writes(&f, 2 * PAGE, &[1; 1], After::KeepAway);
-    while r.on_disk("a")[2 * PAGE as usize] != 1 {
+    while f.placement(2 * PAGE..3 * PAGE).unwrap()[0].state == PageState::Away {
         std::thread::yield_now();
     }
     pin.release().unwrap();

@@ -1,0 +1,205 @@
+//! Being asked before others touch a file: a fanotify pre-content group (`CAP_SYS_ADMIN`, Linux 6.14).
+//!
+//! Seen on 6.18, on ext4, xfs and btrfs (tmpfs refuses the mark):
+//!
+//! - Every read, write, `mmap`, truncation, hole, reflink of a marked file is told before it happens and
+//!   waits for an answer, with a range in whole pages. So does one of this process's own, through a
+//!   descriptor opened while the mark was there: never mark a file before opening what will be used
+//!   to serve it.
+//! - What came before the mark is not told, nor what happens in a mapping once it is made, nor
+//!   `O_TRUNC` at an open.
+//! - The range is not all of the truth: a truncation names its new end only, an append names the file's
+//!   start, `FALLOC_FL_COLLAPSE_RANGE` and `INSERT_RANGE` name their own range though all behind it
+//!   moves. From the first byte named to the end of the file is always enough.
+//! - The event comes with a descriptor of the file, which counts as a reader while it is open: no lease
+//!   is to be had meanwhile, and a lease that is held breaks.
+//! - If the group is closed, whoever waits is let through.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::file::{FileId, HostFile};
+
+/// `FAN_PRE_ACCESS` and the type of its record, which no crate has.
+const FAN_PRE_ACCESS: u64 = 0x0010_0000;
+const INFO_TYPE_RANGE: u8 = 6;
+const HEAD_BYTES: usize = size_of::<libc::fanotify_event_metadata>();
+
+/// A group that is asked.
+///
+/// # Invariants
+/// - `group` is a non-blocking pre-content group.
+/// - Every event read from it becomes an [`Access`], which answers.
+#[derive(Debug)]
+pub struct Gate {
+    group: OwnedFd,
+    stop: OwnedFd,
+    /// Descriptors of events that may be open.
+    open: AtomicUsize,
+}
+
+/// Somebody waits to touch a file. Dropped unanswered, it is let through.
+#[derive(Debug)]
+pub struct Access {
+    gate: Arc<Gate>,
+    /// A descriptor of the file; also names the event in the answer. Taken when answered.
+    fd: Option<OwnedFd>,
+    /// The first byte that may be touched; all behind it may be as well.
+    pub from: u64,
+    /// The thread that waits.
+    pub thread: u32,
+}
+
+impl Gate {
+    /// A group without files.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn new() -> io::Result<Gate> {
+        let flags = libc::FAN_CLASS_PRE_CONTENT
+            | libc::FAN_REPORT_TID
+            | libc::FAN_NONBLOCK
+            | libc::FAN_CLOEXEC;
+        let files = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE).cast_unsigned();
+        // SAFETY: takes flags only.
+        let fd = unsafe { libc::fanotify_init(flags, files) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: opened just now, and known to nobody else.
+        let group = unsafe { OwnedFd::from_raw_fd(fd) };
+        let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        Ok(Gate { group, stop, open: AtomicUsize::new(0) })
+    }
+
+    /// Is asked about `file` from now on.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.14; `EOPNOTSUPP` on tmpfs and others.
+    pub fn add(&self, file: &HostFile) -> io::Result<()> {
+        self.mark(libc::FAN_MARK_ADD, file.as_fd())
+    }
+
+    /// Is asked no longer.
+    ///
+    /// # Errors
+    /// `ENOENT` if it was not.
+    pub fn remove(&self, file: &HostFile) -> io::Result<()> {
+        self.mark(libc::FAN_MARK_REMOVE, file.as_fd())
+    }
+
+    fn mark(&self, flags: libc::c_uint, file: BorrowedFd<'_>) -> io::Result<()> {
+        let (group, file) = (self.group.as_raw_fd(), file.as_raw_fd());
+        // SAFETY: takes numbers and, for "this descriptor's file", a null path.
+        let rc =
+            unsafe { libc::fanotify_mark(group, flags, FAN_PRE_ACCESS, file, std::ptr::null()) };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Ends the wait of whoever is in [`next`](Gate::next), now or later.
+    pub fn stop(&self) {
+        // It fails only where the counter is full, and then it is not zero, which is the point.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits for accesses. `false`: stopped.
+    ///
+    /// # Errors
+    /// Reading failed.
+    pub fn next(self: &Arc<Self>, mut each: impl FnMut(Access)) -> io::Result<bool> {
+        let mut fds =
+            [PollFd::new(&self.group, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if fds[1].revents().contains(PollFlags::IN) {
+            return Ok(false);
+        }
+        let mut buf = [0_u8; 4096];
+        // Reading opens the descriptors.
+        self.open.fetch_add(1, Ordering::AcqRel);
+        let read = rustix::io::read(&self.group, &mut buf[..]);
+        if let Ok(len) = read {
+            self.parse(&buf[..len], &mut each);
+        }
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        match read {
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Some file may be open for the sake of an event just now, which a lease would take for a reader.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+
+    fn parse(self: &Arc<Self>, mut events: &[u8], each: &mut impl FnMut(Access)) {
+        while events.len() >= HEAD_BYTES {
+            let len = u32_at(events, 0) as usize;
+            let whole = HEAD_BYTES..=events.len();
+            let cut = if whole.contains(&len) { len } else { events.len() };
+            let (event, rest) = events.split_at(cut);
+            events = rest;
+            let fd = u32_at(event, 16).cast_signed();
+            if fd < 0 {
+                continue;
+            }
+            // SAFETY: the kernel has opened it for this event, and nobody else knows it.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            let from = first_byte(event);
+            self.open.fetch_add(1, Ordering::AcqRel);
+            let fd = Some(fd);
+            each(Access { gate: Arc::clone(self), fd, from, thread: u32_at(event, 20) });
+        }
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b))
+}
+
+/// The first byte of the range record of an event; without one, the file's first.
+fn first_byte(event: &[u8]) -> u64 {
+    let [_, _, low, high] = u32_at(event, 4).to_ne_bytes();
+    let Some(record) = event.get(usize::from(u16::from_ne_bytes([low, high]))..) else { return 0 };
+    if record.first() != Some(&INFO_TYPE_RANGE) {
+        return 0;
+    }
+    let at = u64::from(u32_at(record, 8)) | u64::from(u32_at(record, 12)) << 32;
+    at & !4095
+}
+
+impl Access {
+    /// Which file it is.
+    ///
+    /// # Errors
+    /// `statx` fails.
+    pub fn file(&self) -> io::Result<FileId> {
+        let fd = self.fd.as_ref().ok_or(rustix::io::Errno::BADF)?;
+        crate::file::identity(fd.as_fd())
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        let answer = libc::fanotify_response { fd: fd.as_raw_fd(), response: libc::FAN_ALLOW };
+        let bytes = [answer.fd.to_ne_bytes(), answer.response.to_ne_bytes()].concat();
+        // Nobody waits any more if the access was given up meanwhile (ENOENT).
+        let _ = rustix::io::write(&self.gate.group, &bytes);
+        drop(fd);
+        self.gate.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+const _: () = {
+    assert!(HEAD_BYTES == 24 && size_of::<libc::fanotify_response>() == 8);
+    assert!(std::mem::offset_of!(libc::fanotify_event_metadata, fd) == 16);
+};

@@ -1,0 +1,80 @@
+//! What a gate is asked, and what not.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use pageferry_linux::{Gate, HostFile};
+
+/// A gate, or why there is none.
+fn gate() -> Option<Arc<Gate>> {
+    match Gate::new() {
+        Ok(gate) => Some(Arc::new(gate)),
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn others_wait_and_what_was_open_before_does_not() {
+    let Some(gate) = gate() else { return };
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("f");
+    std::fs::write(&path, vec![1; 64 << 10]).expect("file");
+    let file = HostFile::open(&path, true).expect("open");
+    let early = std::fs::File::open(&path).expect("open");
+    if let Err(why) = gate.add(&file) {
+        return println!("skipped: {why}");
+    }
+    let (tell, told) = mpsc::channel();
+    let listener = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || {
+            while gate
+                .next(|access| {
+                    let id = access.file().expect("statx");
+                    tell.send((id, access.from)).expect("listened to");
+                })
+                .expect("read")
+            {}
+        }
+    });
+    let mut byte = [0];
+    early.read_exact_at(&mut byte, 0).expect("read");
+    file.read_at(&mut byte, 0).expect("read");
+    file.write_at(&[2], 9000).expect("write");
+    assert!(told.try_recv().is_err(), "asked about what was open before");
+    let late = std::fs::File::options().read(true).write(true).open(&path).expect("open");
+    let asked = |what: &str| {
+        let (id, from) = told.recv().unwrap_or_else(|_| panic!("{what}: not asked"));
+        assert_eq!(id, file.identity());
+        from
+    };
+    late.read_exact_at(&mut byte, 10_000).expect("read");
+    assert_eq!(asked("read"), 8192);
+    late.write_all_at(&[3], 20_000).expect("write");
+    assert_eq!(asked("write"), 16_384);
+    late.set_len(32 << 10).expect("truncate");
+    assert_eq!(asked("truncate"), 32 << 10);
+    // SAFETY: a fresh mapping of one page.
+    let map = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            late.as_raw_fd(),
+            4096,
+        )
+    };
+    assert_ne!(map, libc::MAP_FAILED);
+    assert_eq!(asked("mmap"), 4096);
+    gate.remove(&file).expect("marked");
+    late.read_exact_at(&mut byte, 0).expect("read");
+    gate.stop();
+    listener.join().expect("listener");
+    assert!(told.try_recv().is_err(), "asked about a file that is no longer marked");
+}
