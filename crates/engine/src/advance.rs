@@ -36,8 +36,17 @@ impl<E: Clone> Engine<E> {
     fn unwind(&mut self, key: OpKey, op: &mut Op<E>) {
         op.unwinding = true;
         match &op.request {
-            // A failed release ends its pin all the same: what could not go home stays away.
-            Request::Pin { .. } | Request::Release { .. } => self.end_pin(op),
+            // A failed release ends its pin all the same: what could not go home stays away, and
+            // where nobody could tell what was stored, that is all of it.
+            Request::Release { pin, .. } => {
+                let pin = *pin;
+                if op.phase == Phase::TakeDirty {
+                    self.doubt_stores(op.file, &op.range);
+                    self.mark_stored(op, pin);
+                }
+                self.end_pin(op);
+            }
+            Request::Pin { .. } => self.end_pin(op),
             Request::Change { .. } => {
                 if let Some(state) = self.files.get_mut(&op.file) {
                     state.claims.remove(&key);
@@ -67,6 +76,9 @@ impl<E: Clone> Engine<E> {
     fn tidy(&mut self, op: &mut Op<E>) -> Turn<E> {
         let Some(state) = self.files.get_mut(&op.file) else { return Turn::Clear };
         let Some(tidy) = state.tidy else { return Turn::Clear };
+        if op.stay_untidy {
+            return Turn::Clear;
+        }
         let beyond = tidy.from..u64::MAX;
         if !tidy.hidden {
             // What is on its way onto the device may be of a file that has grown back.
@@ -74,7 +86,8 @@ impl<E: Clone> Engine<E> {
                 return Turn::Blocked(WaitFor::Io);
             }
             let ranges = state.unserved(&beyond);
-            if ranges.is_empty() {
+            // No kernel reaches anything on a device that is lost.
+            if ranges.is_empty() || self.lost.is_some() {
                 state.tidy = Some(crate::file::Tidy { hidden: true, ..tidy });
                 return Turn::Again;
             }
@@ -440,6 +453,7 @@ impl<E: Clone> Engine<E> {
             Request::Flush { .. } => false,
             _ => true,
         };
+        let worth = worth && !op.keep_frames;
         let turn = if worth { self.free(op.file, &op.range) } else { Turn::Clear };
         // A frame of the file may be on its way to another, which is no longer in the books.
         let closes = matches!(op.request, Request::Close { .. });

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::file::{FileState, Map, Tidy};
-use crate::op::{Effect, Flight};
+use crate::op::{Effect, Flight, Phase};
 use crate::pages::{clip, page_span};
 use crate::{
     ActionKey, Class, Engine, FileKey, FrameId, MapKey, Observed, OpKey, PAGE_BYTES, Refusal,
@@ -52,6 +52,10 @@ impl<E: Clone> Engine<E> {
                     // The frame could not be attached anywhere: the device is gone.
                     self.frames_used -= 1;
                 }
+                // It is still where it was.
+                Effect::Free { folio, frame } => self.adopt(file, *folio, *frame),
+                // Of several stretches the marks of some may have been taken.
+                Effect::TakeDirty { range } => self.doubt_stores(file, range),
                 _ => {}
             }
         }
@@ -66,7 +70,20 @@ impl<E: Clone> Engine<E> {
             _ => {}
         }
         let Some(op) = self.ops.get_mut(&op) else { return };
+        let tidying = op.phase == Phase::Tidy;
         match effect {
+            // The file is cut whatever becomes of the pages beyond. But nobody is granted a pin while
+            // kernels may still reach them.
+            Effect::Hide { .. } if op.mode().is_none() || class == Class::DeviceLost => {
+                op.stay_untidy = class != Class::DeviceLost;
+            }
+            Effect::Untrap { .. } | Effect::Free { .. } if tidying => op.stay_untidy = true,
+            Effect::Free { .. } => {
+                op.keep_frames = true;
+                if matches!(op.request, Request::Evict { .. } | Request::Close { .. }) {
+                    op.refusal.get_or_insert(Refusal::Failed(error));
+                }
+            }
             // The budget is more than the device has: live within what there is.
             Effect::Allocate { .. } if class == Class::NoFrame && self.frames_used > 0 => {
                 self.budget_frames = self.frames_used;
@@ -163,6 +180,13 @@ impl<E: Clone> Engine<E> {
             }
             (Effect::Expel, Reply::Done) => {}
             (effect, _) => debug_assert!(false, "reply does not fit {effect:?}"),
+        }
+    }
+
+    /// Nobody can tell what the device stored to: all that it may have.
+    pub(crate) fn doubt_stores(&mut self, file: FileKey, range: &Range<u64>) {
+        if let Some(state) = self.files.get_mut(&file) {
+            state.note_stored(&page_span(range), None);
         }
     }
 

@@ -307,7 +307,7 @@ impl<E: Clone> Engine<E> {
         // The device may give the frame to somebody else before we hear that it is free.
         if let Some(state) = self.files.get_mut(&file) {
             match &effect {
-                Effect::Free { folio } => {
+                Effect::Free { folio, .. } => {
                     let span = state.pages.folio_span(*folio);
                     state.spoiled.remove(span);
                     state.pages.remove_folio(*folio);

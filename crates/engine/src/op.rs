@@ -67,6 +67,10 @@ pub(crate) struct Op<E> {
     pub(crate) widened: bool,
     /// Its lifting of traps failed: give it up.
     pub(crate) stay_trapped: bool,
+    /// Tidying up after a shrink failed: leave it to the next comer.
+    pub(crate) stay_untidy: bool,
+    /// Giving frames back failed: give it up.
+    pub(crate) keep_frames: bool,
     pub(crate) written_bytes: u64,
     pub(crate) evicted_bytes: u64,
     pub(crate) lost_bytes: u64,
@@ -111,6 +115,8 @@ impl<E> Op<E> {
             short: false,
             widened: false,
             stay_trapped: false,
+            stay_untidy: false,
+            keep_frames: false,
             written_bytes: 0,
             evicted_bytes: 0,
             lost_bytes: 0,
@@ -141,7 +147,7 @@ pub(crate) enum Effect {
     Untrap { map: MapKey, range: Range<u64> },
     Allocate { folio: u64 },
     Steal { folio: u64, frame: crate::FrameId },
-    Free { folio: u64 },
+    Free { folio: u64, frame: crate::FrameId },
     Fetch { range: Range<u64>, zero: bool, stale: bool },
     WriteBack { range: Range<u64> },
     TakeDirty { range: Range<u64> },

@@ -140,7 +140,7 @@ impl<E: Clone> Engine<E> {
             return Turn::Act {
                 action: Action::Free { frame: f.frame, file, folio },
                 file,
-                effect: Effect::Free { folio },
+                effect: Effect::Free { folio, frame: f.frame },
                 locks: vec![(file, span)],
             };
         }

@@ -408,7 +408,9 @@ pub enum Reply<E> {
         /// Its failure.
         error: Option<E>,
     },
-    /// It failed and nothing of what it names has changed (a fetch may have spoilt its pages).
+    /// It failed and nothing of what it names has changed (a fetch may have spoilt its pages, and of
+    /// stores that were asked about some may have been forgotten; a frame that could not be stolen
+    /// has gone back to the device).
     Failed {
         /// What the engine must know about the failure.
         class: Class,

@@ -1,149 +1,16 @@
 //! Single schedules of the protocol, step by step: each was once a bug.
 
+#[path = "protocol/bench.rs"]
+mod bench;
+#[path = "protocol/failures.rs"]
+mod failures;
+#[path = "protocol/queueing.rs"]
+mod queueing;
+
 use std::ops::Range;
 
+use bench::*;
 use pageferry_engine::*;
-
-const P: u64 = PAGE_BYTES;
-const FRAME: u64 = 16 * P;
-
-/// An engine and whoever performs its actions: they succeed, and are written down.
-struct Bench {
-    engine: Engine<u32>,
-    /// What a look would tell now.
-    now: Observed,
-    /// What the device is found to have stored to.
-    dirty: Vec<Range<u64>>,
-    /// What a scan of a mapping finds, beside what it was never asked about.
-    stored: Vec<Range<u64>>,
-    frames: u32,
-    done: Vec<Action>,
-}
-
-fn at(bytes: u64, epoch: u64) -> Observed {
-    Observed { bytes, epoch }
-}
-
-fn pin(file: FileKey, range: Range<u64>, mode: Mode) -> Request {
-    Request::Pin { file, range, mode }
-}
-
-fn one(range: Range<u64>) -> Vec<Range<u64>> {
-    std::iter::once(range).collect()
-}
-
-impl Bench {
-    fn new(frames: u64, pages: u64) -> (Bench, FileKey) {
-        let config = Config { frame_bytes: FRAME, budget_frames: frames, touch_bytes: P };
-        let (engine, now) = (Engine::new(config), at(pages * P, 1));
-        let mut bench =
-            Bench { engine, now, dirty: vec![], stored: vec![], frames: 0, done: vec![] };
-        let file = bench.engine.add_file(now);
-        (bench, file)
-    }
-
-    fn reply(&mut self, action: &Action) -> Reply<u32> {
-        self.done.push(action.clone());
-        match action {
-            Action::Observe { .. } => Reply::Observed(self.now),
-            Action::Allocate { .. } => {
-                self.frames += 1;
-                Reply::Frame(FrameId(self.frames))
-            }
-            Action::Fetch { .. } => Reply::Fetched { short: false },
-            Action::TakeDirty { .. } => Reply::Dirty(Some(self.dirty.clone())),
-            Action::ScanStores { .. } | Action::Trap { .. } => {
-                Reply::Stored(Some(self.stored.clone()))
-            }
-            Action::WriteBack { range, .. } => {
-                Reply::WroteBack { bytes: range.end - range.start, after: self.now }
-            }
-            Action::Change { .. } => Reply::Changed { after: self.now, error: None },
-            _ => Reply::Done,
-        }
-    }
-
-    fn submit(&mut self, who: u32, request: Request) -> OpKey {
-        self.engine.submit(request, Some(who), true)
-    }
-
-    /// Polls until the request is done, `None` if it waits.
-    fn run(&mut self, op: OpKey) -> Option<Result<Outcome, Refusal<u32>>> {
-        for _ in 0..1000 {
-            match self.engine.poll(op, 0) {
-                Step::Do(key, action) => {
-                    let reply = self.reply(&action);
-                    self.engine.complete(key, reply);
-                }
-                Step::Wait(_) => return None,
-                Step::Done(result) => return Some(result),
-            }
-            self.engine.check().unwrap();
-        }
-        panic!("never done");
-    }
-
-    fn granted(&mut self, who: u32, request: Request) -> PinKey {
-        let op = self.submit(who, request);
-        match self.run(op) {
-            Some(Ok(Outcome::Pinned(pin))) => pin,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn done(&mut self, who: u32, request: Request) {
-        let op = self.submit(who, request);
-        self.run(op).expect("does not wait").expect("succeeds");
-    }
-
-    /// Pins for reading and releases: whether anything was fetched.
-    fn fetches(&mut self, who: u32, file: FileKey, range: Range<u64>) -> bool {
-        self.done.clear();
-        let pin = self.granted(who, pin(file, range, Mode::Read));
-        let fetched = self.done.iter().any(|a| matches!(a, Action::Fetch { .. }));
-        self.done(who, Request::Release { pin, keep: false });
-        fetched
-    }
-
-    /// Runs a request up to the action that `stop` names, which stays out.
-    fn until(&mut self, op: OpKey, stop: impl Fn(&Action) -> bool) -> ActionKey {
-        for _ in 0..1000 {
-            match self.engine.poll(op, 0) {
-                Step::Do(key, action) if stop(&action) => return key,
-                Step::Do(key, action) => {
-                    let reply = self.reply(&action);
-                    self.engine.complete(key, reply);
-                }
-                step => panic!("{step:?}"),
-            }
-        }
-        panic!("never comes");
-    }
-
-    fn until_fetch(&mut self, op: OpKey) -> ActionKey {
-        self.until(op, |a| matches!(a, Action::Fetch { .. }))
-    }
-
-    /// A write of ours to a page that stays under way, with what it will have seen after.
-    fn write_under_way(&mut self, who: u32, file: FileKey, page: u64) -> (OpKey, ActionKey) {
-        let range = page * P..(page + 1) * P;
-        let op = self.submit(who, Request::Change { file, range, resizes: false });
-        (op, self.until(op, |a| matches!(a, Action::Change { .. })))
-    }
-
-    fn map(&mut self, file: FileKey, pages: Range<u64>) {
-        let range = pages.start * P..pages.end * P;
-        self.done(1, Request::MapIn { file, map: MapKey(1), range, writable: true });
-    }
-
-    /// Pins, stores and keeps away.
-    fn away(&mut self, who: u32, file: FileKey, range: Range<u64>) {
-        let held = self.granted(who, pin(file, range.clone(), Mode::Write));
-        self.dirty = one(range);
-        self.done(who, Request::Release { pin: held, keep: true });
-        self.dirty.clear();
-    }
-}
 
 #[test]
 fn an_observation_from_before_the_file_grew_does_not_shrink_it() {

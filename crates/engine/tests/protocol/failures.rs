@@ -1,0 +1,86 @@
+//! What remains after actions have failed.
+
+use pageferry_engine::*;
+
+use crate::bench::*;
+
+/// Nobody could tell what the device stored: all that it may have stored to is the newest there is.
+#[test]
+fn a_release_that_cannot_ask_what_was_stored_keeps_all_of_it_away() {
+    for reply in [EIO, LOST] {
+        let (mut b, file) = Bench::new(8, 16);
+        b.map(file, 0..16);
+        let held = b.granted(1, pin(file, 100..4 * P, Mode::Write));
+        b.now = at(3 * P, 1);
+        b.done(2, Request::Resize { file, bytes: 3 * P });
+        b.broken = Box::new(move |a| matches!(a, Action::TakeDirty { .. }).then(|| reply.clone()));
+        let op = b.submit(1, Request::Release { pin: held, keep: false });
+        assert!(matches!(b.run(op), Some(Err(Refusal::Failed(_)))));
+        assert_eq!(b.engine.live_pins(), 0);
+        assert_eq!(b.engine.away_bytes(), 3 * P - 100, "inside the pin's cut, and no byte more");
+        assert_eq!(b.engine.first_trapped(file, MapKey(1), &(0..16 * P)), Some(0));
+    }
+}
+
+#[test]
+fn what_a_lost_device_had_is_never_shown_as_home() {
+    let (mut b, file) = Bench::new(8, 16);
+    b.map(file, 0..16);
+    let held = b.granted(1, pin(file, 0..P, Mode::Write));
+    b.broken = Box::new(|a| match a {
+        Action::TakeDirty { .. } | Action::WriteBack { .. } | Action::Hide { .. } => Some(LOST),
+        _ => None,
+    });
+    let op = b.submit(1, Request::Release { pin: held, keep: false });
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(19))));
+    let query = b.submit(1, Request::Query { file, range: 0..P });
+    let Some(Ok(Outcome::Placed(placed))) = b.run(query) else { panic!() };
+    assert_eq!(placed[0].state, PageState::Away);
+    let flush = Request::Flush { file, range: 0..P, skip_pinned: false };
+    for request in [flush, Request::Touch { file, at: 0 }] {
+        let op = b.submit(1, request);
+        assert_eq!(b.run(op), Some(Err(Refusal::Failed(19))));
+    }
+    b.done(1, Request::MapOut { file, map: MapKey(1) });
+    let close = b.submit(1, Request::Close { file });
+    assert_eq!(b.run(close), Some(Err(Refusal::Failed(19))));
+    assert_eq!(b.engine.abandon(file).unwrap().1, P, "the loss is told");
+}
+
+#[test]
+fn a_file_can_be_cut_after_the_device_was_lost() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    let held = b.granted(1, pin(file, 0..64 * P, Mode::Write));
+    b.broken = Box::new(|a| match a {
+        Action::TakeDirty { .. } | Action::WriteBack { .. } | Action::Hide { .. } => Some(LOST),
+        _ => None,
+    });
+    b.now = at(20 * P, 1);
+    b.done(2, Request::Resize { file, bytes: 20 * P });
+    let op = b.submit(1, Request::Release { pin: held, keep: false });
+    assert!(b.run(op).unwrap().is_err());
+    b.now = at(P, 1);
+    b.done.clear();
+    b.done(2, Request::Resize { file, bytes: P });
+    assert_eq!(b.engine.away_bytes(), P);
+    assert_eq!(b.engine.frames_used(), 1, "the frames beyond are given back");
+    assert_eq!(b.engine.first_trapped(file, MapKey(1), &(P..64 * P)), None);
+    assert!(!b.done.iter().any(|a| matches!(a, Action::Hide { .. })), "there is nothing to hide");
+}
+
+/// The frame is still where it was: it is given back another time.
+#[test]
+fn a_frame_that_cannot_be_given_back_stays_in_the_books() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 0..64 * P));
+    b.broken = Box::new(|a| matches!(a, Action::Free { .. }).then_some(EIO));
+    b.now = at(P, 1);
+    b.done(2, Request::Resize { file, bytes: P });
+    let close = b.submit(1, Request::Close { file });
+    assert_eq!(b.run(close), Some(Err(Refusal::Failed(5))));
+    assert_eq!(b.engine.frames_used(), 4);
+    b.broken = Box::new(|_| None);
+    b.done(1, Request::Close { file });
+    assert_eq!(b.engine.frames_used(), 0);
+}
