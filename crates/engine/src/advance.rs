@@ -336,8 +336,18 @@ impl<E: Clone> Engine<E> {
             Request::Change { .. } => page_span(&op.range),
             _ => op.range.clone(),
         };
-        let turn = self.clean(op.file, &range, op.pin, skip);
-        if matches!(turn, Turn::Clear) && op.inflight == 0 {
+        let turn = self.clean(op, op.file, &range, skip);
+        if op.inflight > 0 || !matches!(turn, Turn::Clear | Turn::Blocked(WaitFor::Pins)) {
+            return turn;
+        }
+        // All that can go home is home, as far as it need not wait: now for what cannot.
+        if let Some(error) = op.trouble.take() {
+            if matches!(op.request, Request::Evict { .. }) {
+                self.drop_pages(op);
+            }
+            return Turn::Refuse(Refusal::Failed(error));
+        }
+        if matches!(turn, Turn::Clear) {
             match &op.request {
                 Request::Release { .. } => self.end_pin(op),
                 Request::Evict { .. } | Request::Close { .. } => self.drop_pages(op),
@@ -368,10 +378,11 @@ impl<E: Clone> Engine<E> {
             kept.add(page_span(&run));
         }
         for gap in kept.gaps(whole) {
-            op.evicted_bytes += state.pages.valid_bytes(&gap);
+            let bytes = state.pages.valid_bytes(&gap);
             state.pages.clear_valid(&gap);
+            op.evicted_bytes += bytes;
+            self.stats.evicted_bytes += bytes;
         }
-        self.stats.evicted_bytes += op.evicted_bytes;
     }
 
     fn perform(&mut self, op: &mut Op<E>) -> Turn<E> {
@@ -438,7 +449,7 @@ impl<E: Clone> Engine<E> {
             self.note_change();
         }
         if op.widened {
-            match self.clean(op.file, &op.range, None, true) {
+            match self.clean(op, op.file, &op.range, true) {
                 Turn::Clear => {}
                 turn => return turn,
             }

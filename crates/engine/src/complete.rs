@@ -77,6 +77,11 @@ impl<E: Clone> Engine<E> {
             Effect::Hide { .. } if op.mode().is_none() || class == Class::DeviceLost => {
                 op.stay_untidy = class != Class::DeviceLost;
             }
+            // What else there is to write is written first.
+            Effect::WriteBack { range } if op.mode().is_none() && class != Class::DeviceLost => {
+                op.unwritten.add(range);
+                op.trouble.get_or_insert(error);
+            }
             Effect::Untrap { .. } | Effect::Free { .. } if tidying => op.stay_untidy = true,
             Effect::Free { .. } => {
                 op.keep_frames = true;

@@ -71,6 +71,10 @@ pub(crate) struct Op<E> {
     pub(crate) stay_untidy: bool,
     /// Giving frames back failed: give it up.
     pub(crate) keep_frames: bool,
+    /// The first error of what may fail without ending the request at once: it ends with it.
+    pub(crate) trouble: Option<E>,
+    /// Bytes that it could not write back.
+    pub(crate) unwritten: RangeSet,
     pub(crate) written_bytes: u64,
     pub(crate) evicted_bytes: u64,
     pub(crate) lost_bytes: u64,
@@ -117,6 +121,8 @@ impl<E> Op<E> {
             stay_trapped: false,
             stay_untidy: false,
             keep_frames: false,
+            trouble: None,
+            unwritten: RangeSet::new(),
             written_bytes: 0,
             evicted_bytes: 0,
             lost_bytes: 0,

@@ -29,12 +29,13 @@ impl FileState {
 }
 
 impl<E: Clone> Engine<E> {
-    /// Writes back the next stretch of dirty bytes that no live write pin of another holds.
+    /// Writes back the next stretch of dirty bytes that no live write pin of another holds and that
+    /// the request has not failed to write.
     pub(crate) fn clean(
         &self,
+        op: &Op<E>,
         file: FileKey,
         range: &Range<u64>,
-        own: Option<PinKey>,
         skip_pinned: bool,
     ) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
@@ -42,7 +43,17 @@ impl<E: Clone> Engine<E> {
         let (mut io, mut pins) = (false, false);
         while let Some(mut run) = state.pages.next_dirty(&rest) {
             rest.start = run.end;
-            if let Some(held) = state.write_pin_over(&run, own) {
+            if file == op.file
+                && let Some((failed, ())) = op.unwritten.overlaps(run.clone()).next()
+            {
+                if failed.start == run.start {
+                    rest.start = failed.end;
+                    continue;
+                }
+                run.end = failed.start;
+                rest.start = failed.start;
+            }
+            if let Some(held) = state.write_pin_over(&run, op.pin) {
                 if held.start == run.start {
                     pins |= !skip_pinned;
                     rest.start = held.end;
@@ -220,7 +231,7 @@ impl<E: Clone> Engine<E> {
                 // Newer bytes of a page that is otherwise unknown go home before it is fetched.
                 Some(dirty) if page_span(&dirty).start == run.start => {
                     let page = clip(&run, &page_span(&dirty));
-                    return self.clean(op.file, &page, op.pin, false);
+                    return self.clean(op, op.file, &page, false);
                 }
                 Some(dirty) => return self.fetch(op, frame, run.start..page_span(&dirty).start),
                 None => return self.fetch(op, frame, run),
@@ -307,7 +318,7 @@ impl<E: Clone> Engine<E> {
             Victim::Dirty(from, old) => {
                 let Some(victim) = self.files.get(&from) else { return Turn::Blocked(WaitFor::Io) };
                 let old_span = victim.pages.folio_span(old);
-                let turn = match self.clean(from, &old_span, None, true) {
+                let turn = match self.clean(op, from, &old_span, true) {
                     Turn::Clear => self.settle(from, &old_span),
                     turn => turn,
                 };

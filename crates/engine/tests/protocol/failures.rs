@@ -84,3 +84,53 @@ fn a_frame_that_cannot_be_given_back_stays_in_the_books() {
     b.done(1, Request::Close { file });
     assert_eq!(b.engine.frames_used(), 0);
 }
+
+#[test]
+fn what_can_be_written_back_is_written_beside_what_cannot() {
+    let cannot = |a: &Action| match a {
+        Action::WriteBack { range, .. } if range.start < 16 * P => Some(EIO),
+        _ => None,
+    };
+    let all = 0..64 * P;
+    for what in ["flush", "release", "evict", "close"] {
+        let (mut b, file) = Bench::new(8, 64);
+        b.away(1, file, 0..P);
+        b.away(1, file, 2 * P + 50..3 * P);
+        b.away(1, file, 20 * P..21 * P);
+        let request = match what {
+            "flush" => Request::Flush { file, range: all.clone(), skip_pinned: false },
+            "evict" => Request::Evict { file, range: all.clone() },
+            "close" => Request::Close { file },
+            _ => {
+                let pin = b.granted(1, pin(file, all.clone(), Mode::Write));
+                Request::Release { pin, keep: false }
+            }
+        };
+        b.broken = Box::new(cannot);
+        let op = b.submit(1, request);
+        assert_eq!(b.run(op), Some(Err(Refusal::Failed(5))), "{what}");
+        assert_eq!(b.engine.away_bytes(), 2 * P - 50, "{what}");
+        let (_, lost) = b.engine.abandon(file).unwrap();
+        assert_eq!(lost, 2 * P - 50, "{what}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_back_does_not_wait_for_pins() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.away(1, file, 0..2 * P);
+    b.granted(1, pin(file, P..2 * P, Mode::Write));
+    b.broken = Box::new(|a| matches!(a, Action::WriteBack { .. }).then_some(EIO));
+    let op = b.submit(2, Request::Flush { file, range: 0..2 * P, skip_pinned: false });
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(5))));
+}
+
+#[test]
+fn evicted_bytes_are_counted_once() {
+    let (mut b, file) = Bench::new(8, 16);
+    assert!(b.fetches(1, file, 0..4 * P));
+    let op = b.submit(1, Request::Evict { file, range: 0..16 * P });
+    assert!(b.engine.help(op, 0).is_none());
+    b.run(op).unwrap().unwrap();
+    assert_eq!(b.engine.stats().evicted_bytes, 4 * P);
+}
