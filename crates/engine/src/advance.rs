@@ -23,7 +23,7 @@ impl<E: Clone> Engine<E> {
             Phase::Trap => self.trap(op.file, &op.range),
             Phase::Scan => self.scan(op),
             Phase::TakeDirty => self.take_dirty(op),
-            Phase::Fill => self.fill_or_recheck(key, op),
+            Phase::Fill => self.fill_or_recheck(op),
             Phase::Clean => self.clean_op(op),
             Phase::Perform => self.perform(op),
             Phase::Settle => self.settle_op(key, op),
@@ -268,9 +268,9 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    fn fill_or_recheck(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+    fn fill_or_recheck(&mut self, op: &mut Op<E>) -> Turn<E> {
         if !op.short {
-            let turn = self.fill(key, op);
+            let turn = self.fill(op);
             if !matches!(turn, Turn::Clear) || op.inflight > 0 || !op.short {
                 if matches!(turn, Turn::Clear) && op.inflight == 0 {
                     return self.still_inside(op);

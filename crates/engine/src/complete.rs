@@ -82,6 +82,18 @@ impl<E: Clone> Engine<E> {
                 op.unwritten.add(range);
                 op.trouble.get_or_insert(error);
             }
+            // One folio that cannot go is no reason not to take another's frame.
+            Effect::WriteBack { range } | Effect::Untrap { range, .. }
+                if op.phase == Phase::Fill
+                    && class != Class::DeviceLost
+                    && !(file == op.file && !clip(&page_span(&op.range), &range).is_empty()) =>
+            {
+                let Some(state) = self.files.get_mut(&file) else { return };
+                state.pages.set_stubborn(range.start, true);
+                op.passed.insert((file, state.pages.folio_of(range.start)));
+                op.victim = None;
+                op.trouble.get_or_insert(error);
+            }
             Effect::Untrap { .. } | Effect::Free { .. } if tidying => op.stay_untidy = true,
             Effect::Free { .. } => {
                 op.keep_frames = true;
@@ -145,7 +157,9 @@ impl<E: Clone> Engine<E> {
                 m.trapped.add(range);
             }
             (Effect::Untrap { map, range }, Reply::Done) => {
-                if let Some(m) = self.files.get_mut(&file).and_then(|s| s.maps.get_mut(&map)) {
+                let Some(state) = self.files.get_mut(&file) else { return };
+                state.pages.set_stubborn(range.start, false);
+                if let Some(m) = state.maps.get_mut(&map) {
                     m.trapped.remove(range);
                 }
             }
@@ -237,6 +251,7 @@ impl<E: Clone> Engine<E> {
     fn wrote_back(&mut self, op: OpKey, file: FileKey, range: &Range<u64>, bytes: u64) {
         let Some(state) = self.files.get_mut(&file) else { return };
         state.pages.clear_dirty(range);
+        state.pages.set_stubborn(range.start, false);
         let lost = range.end - range.start - bytes;
         self.stats.written_bytes += bytes;
         self.stats.forgotten_bytes += lost;

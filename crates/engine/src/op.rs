@@ -1,7 +1,9 @@
 //! One request in progress.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use crate::queue::Resident;
 use crate::range::RangeSet;
 use crate::{FileKey, MapKey, Mode, Owner, PinKey, Refusal, Request, WaitFor};
 
@@ -73,6 +75,10 @@ pub(crate) struct Op<E> {
     pub(crate) keep_frames: bool,
     /// The first error of what may fail without ending the request at once: it ends with it.
     pub(crate) trouble: Option<E>,
+    /// The folio (and its residency) that it is writing back to get its frame.
+    pub(crate) victim: Option<Resident>,
+    /// Folios whose frames it could not get.
+    pub(crate) passed: BTreeSet<(FileKey, u64)>,
     /// Bytes that it could not write back.
     pub(crate) unwritten: RangeSet,
     pub(crate) written_bytes: u64,
@@ -122,6 +128,8 @@ impl<E> Op<E> {
             stay_untidy: false,
             keep_frames: false,
             trouble: None,
+            victim: None,
+            passed: BTreeSet::new(),
             unwritten: RangeSet::new(),
             written_bytes: 0,
             evicted_bytes: 0,

@@ -22,6 +22,8 @@ pub(crate) struct Folio {
     dirty: Option<Bitmap>,
     /// When the oldest of the dirty pages became so, in the caller's clock.
     pub(crate) dirty_since: u64,
+    /// Its write-back failed when it was last tried for its frame: others go first.
+    pub(crate) stubborn: bool,
     /// Which residency this is, for the eviction queues.
     pub(crate) born: u64,
 }
@@ -121,8 +123,22 @@ impl Pages {
         let bits = (self.frame_bytes / PAGE_BYTES) as u32;
         self.folios.insert(
             folio,
-            Folio { frame, valid: Bitmap::new(bits), dirty: None, dirty_since: 0, born },
+            Folio {
+                frame,
+                valid: Bitmap::new(bits),
+                dirty: None,
+                dirty_since: 0,
+                stubborn: false,
+                born,
+            },
         );
+    }
+
+    pub(crate) fn set_stubborn(&mut self, at: u64, stubborn: bool) {
+        let folio = self.folio_of(at);
+        if let Some(f) = self.folios.get_mut(&folio) {
+            f.stubborn = stubborn;
+        }
     }
 
     pub(crate) fn remove_folio(&mut self, folio: u64) -> Option<FrameId> {

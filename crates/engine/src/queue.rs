@@ -20,6 +20,14 @@ struct Entry {
     seen: u64,
 }
 
+/// One residency of one folio, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Resident {
+    pub(crate) file: FileKey,
+    pub(crate) folio: u64,
+    pub(crate) born: u64,
+}
+
 /// What the engine says of a queued folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -33,13 +41,16 @@ pub(crate) enum Standing {
     Clean,
     /// May go after write-back.
     Dirty,
+    /// As `Dirty`, but that failed when it was last tried.
+    Stubborn,
 }
 
 /// The answer of one search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Victim {
     Clean(FileKey, u64),
-    Dirty(FileKey, u64),
+    Dirty(Resident),
+    Stubborn(Resident),
     /// Only folios that an action works on are left.
     Busy,
     /// All are pinned.
@@ -89,11 +100,15 @@ impl Queues {
         standing: impl Fn(FileKey, u64, u64) -> Standing,
         heat: impl Fn(FileKey, u64) -> u64,
     ) -> Victim {
-        let (mut dirty, mut busy) = (None, false);
+        let (mut dirty, mut stubborn, mut busy) = (None, None, false);
         // Twice round: the first may only age what was used, the second then finds it cold. And twice
-        // more, now for the protected tenth of the small queue as well.
+        // more, now for the protected tenth of the small queue as well. But where the first round
+        // finds nothing cold that is clean, something cold that is dirty will do.
         let all = self.small.len() + self.main.len();
         for turn in 0..4 * all {
+            if turn >= all && dirty.is_some() {
+                break;
+            }
             let protected = self.small.len() <= self.budget / 10 && turn < 2 * all;
             let from_small = !self.small.is_empty() && (!protected || self.main.is_empty());
             let queue = if from_small { &mut self.small } else { &mut self.main };
@@ -110,8 +125,13 @@ impl Queues {
                     }
                     return Victim::Clean(file, folio);
                 }
-                Standing::Dirty if now <= entry.seen => {
-                    dirty.get_or_insert(Victim::Dirty(file, folio));
+                Standing::Dirty | Standing::Stubborn if now <= entry.seen => {
+                    let it = Resident { file, folio, born };
+                    if state == Standing::Dirty {
+                        dirty.get_or_insert(Victim::Dirty(it));
+                    } else {
+                        stubborn.get_or_insert(Victim::Stubborn(it));
+                    }
                     // Aged once: a dirty page that nobody uses waits in the main queue.
                     self.main.push_back(entry);
                 }
@@ -119,13 +139,14 @@ impl Queues {
                     busy |= state == Standing::Busy;
                     self.main.push_back(entry);
                 }
-                Standing::Clean | Standing::Dirty => {
+                Standing::Clean | Standing::Dirty | Standing::Stubborn => {
                     entry.seen = now;
                     self.main.push_back(entry);
                 }
             }
         }
-        dirty.unwrap_or(if busy { Victim::Busy } else { Victim::None })
+        let none = if busy { Victim::Busy } else { Victim::None };
+        dirty.or(stubborn).unwrap_or(none)
     }
 
     fn remember(&mut self, file: FileKey, folio: u64) {
@@ -198,8 +219,11 @@ mod tests {
         for f in 0..3 {
             q.push((FileKey(0), f), 0, 0, standing);
         }
+        let one = Resident { file: FileKey(0), folio: 1, born: 0 };
         assert_eq!(q.victim(standing, |_, _| 0), Victim::Clean(FileKey(0), 2));
-        assert_eq!(q.victim(standing, |_, _| 0), Victim::Dirty(FileKey(0), 1));
+        assert_eq!(q.victim(standing, |_, _| 0), Victim::Dirty(one));
+        let stubborn = |_: FileKey, f, _| if f == 1 { Standing::Stubborn } else { Standing::Held };
+        assert_eq!(q.victim(stubborn, |_, _| 0), Victim::Stubborn(one));
         assert_eq!(q.victim(|_, _, _| Standing::Held, |_, _| 0), Victim::None);
         assert_eq!(q.victim(|_, _, _| Standing::Busy, |_, _| 0), Victim::Busy);
     }

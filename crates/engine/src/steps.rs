@@ -6,8 +6,11 @@ use std::ops::Range;
 use crate::file::FileState;
 use crate::op::{Effect, Op, Turn};
 use crate::pages::{clip, page_span};
-use crate::queue::{Standing, Victim};
-use crate::{Action, Engine, FileKey, Mode, OpKey, PinKey, Refusal, WaitFor};
+use crate::queue::{Resident, Standing, Victim};
+use crate::{Action, Engine, FileKey, Mode, PinKey, Refusal, WaitFor};
+
+/// How many folios that could not be written back before a request tries again for a frame.
+const TRIES: usize = 8;
 
 impl FileState {
     /// The part of `span` before its first locked page: `Err` with the locked stretch if that is
@@ -159,7 +162,7 @@ impl<E: Clone> Engine<E> {
     }
 
     /// The next action towards all pages of the pin being on the device.
-    pub(crate) fn fill(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
+    pub(crate) fn fill(&mut self, op: &mut Op<E>) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
         let pages = clip(&page_span(&op.range), &(0..state.pages.limit()));
         let folios = state.pages.folios_of(&pages);
@@ -171,7 +174,7 @@ impl<E: Clone> Engine<E> {
             self.files.get(&op.file).and_then(|f| f.pages.first_not_full(folio, folios.end))
         {
             folio = next;
-            let turn = self.fill_folio(key, op, folio, &pages);
+            let turn = self.fill_folio(op, folio, &pages);
             match turn {
                 Turn::Clear => {}
                 Turn::Blocked(w) => {
@@ -194,10 +197,10 @@ impl<E: Clone> Engine<E> {
         blocked.map_or(Turn::Clear, Turn::Blocked)
     }
 
-    fn fill_folio(&mut self, key: OpKey, op: &Op<E>, folio: u64, pages: &Range<u64>) -> Turn<E> {
+    fn fill_folio(&mut self, op: &mut Op<E>, folio: u64, pages: &Range<u64>) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
         let span = clip(pages, &state.pages.folio_span(folio));
-        let Some(frame) = state.pages.frame(folio) else { return self.obtain(key, op, folio) };
+        let Some(frame) = state.pages.frame(folio) else { return self.obtain(op, folio) };
         let mut rest = span;
         let mut blocked = None;
         while let Some(mut run) = state.pages.first_invalid(folio, &rest) {
@@ -274,7 +277,7 @@ impl<E: Clone> Engine<E> {
     }
 
     /// A frame for a folio: a free one, or another folio's.
-    fn obtain(&mut self, _key: OpKey, op: &Op<E>, folio: u64) -> Turn<E> {
+    fn obtain(&mut self, op: &mut Op<E>, folio: u64) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
         let span = state.pages.folio_span(folio);
         if state.busy.intersects(span.clone()) {
@@ -290,46 +293,74 @@ impl<E: Clone> Engine<E> {
                 locks: vec![(file, span)],
             };
         }
+        if let Some(it) = op.victim.take() {
+            match self.standing(it.file, it.folio, it.born) {
+                Standing::Clean => return self.steal((it.file, it.folio), (file, folio)),
+                Standing::Dirty => return self.clear_out(op, it),
+                _ => {}
+            }
+        }
+        match self.victim(op) {
+            Victim::Clean(from, old) => self.steal((from, old), (file, folio)),
+            Victim::Dirty(it) => self.clear_out(op, it),
+            Victim::Stubborn(it) if op.passed.len() < TRIES => self.clear_out(op, it),
+            Victim::Busy => Turn::Blocked(WaitFor::Io),
+            // One that is in nobody's books is on its way.
+            Victim::None if self.frames_moving() => Turn::Blocked(WaitFor::Io),
+            Victim::None | Victim::Stubborn(_) => match op.trouble.take() {
+                Some(error) => Turn::Refuse(Refusal::Failed(error)),
+                None => Turn::Blocked(WaitFor::Frames),
+            },
+        }
+    }
+
+    /// The folio that may lose its frame to the request.
+    fn victim(&mut self, op: &Op<E>) -> Victim {
         let mut queues = std::mem::take(&mut self.queues);
         let heat = |f: FileKey, folio| {
             self.files.get(&f).and_then(|s| s.heat.get(folio)).copied().unwrap_or(0)
         };
-        let victim = queues.victim(|f, folio, born| self.standing(f, folio, born), heat);
+        let standing = |f, folio, born| match self.standing(f, folio, born) {
+            Standing::Dirty | Standing::Stubborn if op.passed.contains(&(f, folio)) => {
+                Standing::Held
+            }
+            standing => standing,
+        };
+        let victim = queues.victim(standing, heat);
         self.queues = queues;
-        match victim {
-            Victim::Clean(from, old) => {
-                let Some(victim) = self.files.get_mut(&from) else {
-                    return Turn::Blocked(WaitFor::Io);
-                };
-                let old_span = victim.pages.folio_span(old);
-                self.stats.evicted_bytes += victim.pages.valid_bytes(&old_span);
-                self.stats.evictions += 1;
-                victim.spoiled.remove(old_span.clone());
-                let Some(frame) = victim.pages.remove_folio(old) else {
-                    return Turn::Blocked(WaitFor::Io);
-                };
-                Turn::Act {
-                    action: Action::Steal { frame, from: (from, old), to: (file, folio) },
-                    file,
-                    effect: Effect::Steal { folio, frame },
-                    locks: vec![(file, span), (from, old_span)],
-                }
-            }
-            Victim::Dirty(from, old) => {
-                let Some(victim) = self.files.get(&from) else { return Turn::Blocked(WaitFor::Io) };
-                let old_span = victim.pages.folio_span(old);
-                let turn = match self.clean(op, from, &old_span, true) {
-                    Turn::Clear => self.settle(from, &old_span),
-                    turn => turn,
-                };
-                // Nothing to do for it now means that somebody else is doing it.
-                if matches!(turn, Turn::Clear) { Turn::Blocked(WaitFor::Io) } else { turn }
-            }
-            Victim::Busy => Turn::Blocked(WaitFor::Io),
-            // One that is in nobody's books is on its way.
-            Victim::None if self.frames_moving() => Turn::Blocked(WaitFor::Io),
-            Victim::None => Turn::Blocked(WaitFor::Frames),
+        victim
+    }
+
+    fn steal(&mut self, from: (FileKey, u64), to: (FileKey, u64)) -> Turn<E> {
+        let Some(victim) = self.files.get_mut(&from.0) else { return Turn::Blocked(WaitFor::Io) };
+        let old_span = victim.pages.folio_span(from.1);
+        self.stats.evicted_bytes += victim.pages.valid_bytes(&old_span);
+        self.stats.evictions += 1;
+        victim.spoiled.remove(old_span.clone());
+        let Some(frame) = victim.pages.remove_folio(from.1) else {
+            return Turn::Blocked(WaitFor::Io);
+        };
+        let new_span = to.1 * self.config.frame_bytes;
+        let new_span = new_span..new_span.saturating_add(self.config.frame_bytes);
+        Turn::Act {
+            action: Action::Steal { frame, from, to },
+            file: to.0,
+            effect: Effect::Steal { folio: to.1, frame },
+            locks: vec![(to.0, new_span), (from.0, old_span)],
         }
+    }
+
+    /// The next step towards a folio having nothing on its frame that is not home.
+    fn clear_out(&self, op: &mut Op<E>, it: Resident) -> Turn<E> {
+        let Some(victim) = self.files.get(&it.file) else { return Turn::Blocked(WaitFor::Io) };
+        op.victim = Some(it);
+        let span = victim.pages.folio_span(it.folio);
+        let turn = match self.clean(op, it.file, &span, true) {
+            Turn::Clear => self.settle(it.file, &span),
+            turn => turn,
+        };
+        // Nothing to do for it now means that somebody else is doing it.
+        if matches!(turn, Turn::Clear) { Turn::Blocked(WaitFor::Io) } else { turn }
     }
 
     /// Some frame is being allocated, given back, or changes hands.
@@ -351,7 +382,8 @@ impl<E: Clone> Engine<E> {
         } else if state.busy.intersects(span.clone()) {
             Standing::Busy
         } else if state.pages.is_dirty(&span) || state.is_trapped(&span) {
-            Standing::Dirty
+            let stubborn = state.pages.folios.get(&folio).is_some_and(|f| f.stubborn);
+            if stubborn { Standing::Stubborn } else { Standing::Dirty }
         } else {
             Standing::Clean
         }

@@ -134,3 +134,60 @@ fn evicted_bytes_are_counted_once() {
     b.run(op).unwrap().unwrap();
     assert_eq!(b.engine.stats().evicted_bytes, 4 * P);
 }
+
+/// Ten pins of a third file, where two away folios hold all frames and one cannot go home.
+#[test]
+fn a_page_that_cannot_be_written_back_does_not_stop_eviction() {
+    let (mut b, bad) = Bench::new(2, 16);
+    let good = b.engine.add_file(b.now);
+    let third = b.engine.add_file(b.now);
+    b.away(1, bad, 0..P);
+    b.away(1, good, 0..P);
+    b.broken = Box::new(move |a| match a {
+        Action::WriteBack { file, .. } if *file == bad => Some(EIO),
+        _ => None,
+    });
+    for _ in 0..10 {
+        let pin = b.granted(1, pin(third, 0..P, Mode::Read));
+        b.done(1, Request::Release { pin, keep: false });
+    }
+    assert!(b.engine.is_away(bad, &(0..P)));
+    assert!(!b.engine.is_away(good, &(0..P)));
+    // When it is the only one left the error shows; and once it can go, it goes.
+    let _held = b.granted(1, pin(third, 0..P, Mode::Read));
+    let op = b.submit(2, pin(good, 0..P, Mode::Read));
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(5))));
+    b.broken = Box::new(|_| None);
+    b.granted(2, pin(good, 0..P, Mode::Read));
+}
+
+#[test]
+fn a_trap_that_cannot_be_lifted_does_not_stop_eviction() {
+    let (mut b, file) = Bench::new(2, 64);
+    b.map(file, 0..64);
+    b.away(1, file, 0..P);
+    b.away(1, file, 16 * P..17 * P);
+    b.broken = Box::new(|a| match a {
+        Action::Untrap { range, .. } if range.start < 16 * P => Some(NO_VMAS),
+        _ => None,
+    });
+    b.granted(1, pin(file, 32 * P..33 * P, Mode::Read));
+    let op = b.submit(2, pin(file, 48 * P..49 * P, Mode::Read));
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(12))));
+}
+
+#[test]
+fn a_trap_that_cannot_be_lifted_does_not_hang_a_truncation() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    b.away(1, file, 2 * P..6 * P);
+    b.broken = Box::new(|a| matches!(a, Action::Untrap { .. }).then_some(NO_VMAS));
+    b.now = at(4 * P, 1);
+    b.done(2, Request::Resize { file, bytes: 4 * P });
+    let held = b.granted(1, pin(file, 0..P, Mode::Read));
+    b.done(1, Request::Release { pin: held, keep: false });
+    assert!(b.engine.first_trapped(file, MapKey(1), &(4 * P..6 * P)).is_some());
+    b.broken = Box::new(|_| None);
+    b.granted(1, pin(file, 0..P, Mode::Read));
+    assert_eq!(b.engine.first_trapped(file, MapKey(1), &(4 * P..6 * P)), None);
+}
