@@ -395,8 +395,11 @@ impl<E: Clone> Engine<E> {
             Request::Resize { bytes, .. } => {
                 let from = bytes.min(state.pages.bytes()) & !(PAGE_BYTES - 1);
                 let region = from..u64::MAX;
-                let others = state.claims.values().any(|c| c.resizes);
-                if others || state.busy.intersects(region.clone()) {
+                // Such a call may be reading memory that waits for a pin.
+                if state.claims.values().any(|c| c.resizes) {
+                    return Turn::Blocked(WaitFor::Pins);
+                }
+                if state.busy.intersects(region.clone()) {
                     return Turn::Blocked(WaitFor::Io);
                 }
                 (Action::Change { file }, Effect::Change, vec![(file, region)])

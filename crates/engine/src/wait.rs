@@ -72,6 +72,10 @@ impl<E: Clone> Engine<E> {
                     file.claims.iter().filter(|(k, c)| **k != key && *resizes && c.resizes);
                 owners.extend(claims.map(|(_, c)| c.owner));
             }
+            Request::Resize { .. } => {
+                let claims = file.claims.values().filter(|c| c.resizes);
+                owners.extend(claims.map(|c| c.owner));
+            }
             _ => {
                 let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
                 owners.extend(others.filter(writes).map(|p| p.owner));
