@@ -177,6 +177,15 @@ impl<E: Clone> Engine<E> {
         }
     }
 
+    /// Ends a request that nobody drives any more: polled until it is done, it undoes what it did and
+    /// is refused with `error`.
+    pub fn withdraw(&mut self, key: OpKey, error: E) {
+        if let Some(op) = self.ops.get_mut(&key) {
+            op.refusal.get_or_insert(Refusal::Failed(error));
+            self.changed = true;
+        }
+    }
+
     /// The next thing to do for a request. `now` is the caller's clock for the age of dirty pages.
     pub fn poll(&mut self, key: OpKey, now: u64) -> Step<E> {
         self.now = now;

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -15,7 +16,8 @@ use pageferry_device::{Device, DeviceInfo};
 use pageferry_linux::StoreTracker;
 
 use pageferry_engine::{
-    Action, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Request, Step, WaitFor,
+    Action, ActionKey, Class, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Reply,
+    Request, Step, WaitFor,
 };
 
 use crate::backing::Backing;
@@ -156,26 +158,33 @@ impl Shared {
         mut change: Option<Change<'_>>,
     ) -> Result<Outcome, Refusal<Error>> {
         let ended = Mutex::new(None);
+        let driven = Driven { shared: self, op, ended: &ended };
         let helpers = self.config.copy_threads.saturating_sub(1);
         let mut bytes = 0;
         // Alone until it is clear that there is much to copy.
         while bytes < HELP_BYTES || helpers == 0 {
             match self.advance(op, deadline, &mut change, &ended) {
                 Some(copied) => bytes += copied,
-                None => return outcome(ended),
+                None => {
+                    drop(driven);
+                    return outcome(ended);
+                }
             }
         }
         crate::sync::scope(|scope| {
+            // Helpers, too, are told if this one panics; and without them it takes longer.
+            let _driven = Driven { shared: self, op, ended: &ended };
             for _ in 0..helpers {
-                scope.spawn(|| while self.help(op, &ended) {});
+                crate::sync::try_spawn(scope, || while self.help(op, &ended) {});
             }
             while self.advance(op, deadline, &mut change, &ended).is_some() {}
         });
+        drop(driven);
         outcome(ended)
     }
 
     /// One copy of a request that another thread drives. `false` when it has ended.
-    fn help(&self, op: OpKey, ended: &Mutex<Option<Result<Outcome, Refusal<Error>>>>) -> bool {
+    fn help(&self, op: OpKey, ended: &Ended) -> bool {
         let mut core = self.core.lock();
         if ended.lock().is_some() {
             return false;
@@ -183,9 +192,7 @@ impl Shared {
         match core.engine.help(op, self.now()) {
             Some((key, action)) => {
                 drop(core);
-                let reply = self.perform(&action, &mut None);
-                self.core.lock().engine.complete(key, reply);
-                self.changed.notify_all();
+                self.carry_out(key, &action, &mut None);
             }
             None => {
                 if core.engine.take_changed() {
@@ -204,7 +211,7 @@ impl Shared {
         op: OpKey,
         deadline: Option<Instant>,
         change: &mut Option<Change<'_>>,
-        ended: &Mutex<Option<Result<Outcome, Refusal<Error>>>>,
+        ended: &Ended,
     ) -> Option<u64> {
         let mut core = self.core.lock();
         if ended.lock().is_some() {
@@ -222,11 +229,7 @@ impl Shared {
             }
             Step::Do(key, action) => {
                 drop(core);
-                let reply = self.perform(&action, change);
-                let mut core = self.core.lock();
-                core.engine.complete(key, reply);
-                core.engine.take_changed();
-                self.changed.notify_all();
+                self.carry_out(key, &action, change);
                 Some(match &action {
                     Action::Fetch { range, .. } | Action::WriteBack { range, .. } => {
                         range.end - range.start
@@ -249,6 +252,11 @@ impl Shared {
                 Some(0)
             }
         }
+    }
+
+    fn carry_out(&self, key: ActionKey, action: &Action, change: &mut Option<Change<'_>>) {
+        let mut underway = Underway { shared: self, key, reply: None };
+        underway.reply = Some(self.perform(action, change));
     }
 
     /// Turns a refusal into the error that the caller sees.
@@ -281,8 +289,52 @@ impl Shared {
     }
 }
 
-fn outcome(
-    ended: Mutex<Option<Result<Outcome, Refusal<Error>>>>,
-) -> Result<Outcome, Refusal<Error>> {
+/// How a request ended, once it has.
+type Ended = Mutex<Option<Result<Outcome, Refusal<Error>>>>;
+
+/// What becomes of an action whose performer panics (a device's or file system's code is others').
+fn panicked() -> Error {
+    Error::KernelFailed("a step of the request panicked".into())
+}
+
+/// An action under way: the engine hears of its end, whatever that is.
+struct Underway<'a> {
+    shared: &'a Shared,
+    key: ActionKey,
+    reply: Option<Reply<Error>>,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        let failed = || Reply::Failed { class: Class::Other, error: panicked() };
+        let reply = self.reply.take().unwrap_or_else(failed);
+        let mut core = self.shared.core.lock();
+        core.engine.complete(self.key, reply);
+        core.engine.take_changed();
+        self.shared.changed.notify_all();
+    }
+}
+
+/// A request that is being driven: should its driver panic, it is withdrawn, so that nothing of it
+/// (a range held, others kept waiting) remains.
+struct Driven<'a> {
+    shared: &'a Shared,
+    op: OpKey,
+    ended: &'a Ended,
+}
+
+impl Drop for Driven<'_> {
+    fn drop(&mut self) {
+        if self.ended.lock().is_some() {
+            return;
+        }
+        self.shared.core.lock().engine.withdraw(self.op, panicked());
+        let again = || self.shared.advance(self.op, None, &mut None, self.ended).is_some();
+        // What panics while this is undone is a failure like another.
+        while catch_unwind(AssertUnwindSafe(again)).unwrap_or(true) {}
+    }
+}
+
+fn outcome(ended: Ended) -> Result<Outcome, Refusal<Error>> {
     ended.into_inner().unwrap_or(Err(Refusal::Gone))
 }

@@ -5,7 +5,12 @@
 mod native {
     pub(crate) use pageferry_linux::current_tid;
     pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
-    pub(crate) use std::thread::scope;
+    pub(crate) use std::thread::{Scope, scope};
+
+    /// Starts a thread in a scope; where there is none to be had, nothing happens.
+    pub(crate) fn try_spawn<'s>(scope: &'s Scope<'s, '_>, body: impl FnOnce() + Send + 's) {
+        let _ = std::thread::Builder::new().spawn_scoped(scope, body);
+    }
 
     /// From this many bytes on a request gets helpers: below, starting a thread costs more than it
     /// saves.
@@ -20,7 +25,11 @@ mod scheduled {
     use std::time::Instant;
 
     use shuttle::sync;
-    pub(crate) use shuttle::thread::scope;
+    pub(crate) use shuttle::thread::{Scope, scope};
+
+    pub(crate) fn try_spawn<'s>(scope: &'s Scope<'s, '_>, body: impl FnOnce() + Send + 's) {
+        scope.spawn(body);
+    }
 
     /// Helpers at once: their interleavings are to be seen.
     pub(crate) const HELP_BYTES: u64 = 1;

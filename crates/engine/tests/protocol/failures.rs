@@ -191,3 +191,22 @@ fn a_trap_that_cannot_be_lifted_does_not_hang_a_truncation() {
     b.granted(1, pin(file, 0..P, Mode::Read));
     assert_eq!(b.engine.first_trapped(file, MapKey(1), &(4 * P..6 * P)), None);
 }
+
+#[test]
+fn of_a_request_that_is_withdrawn_nothing_remains() {
+    let (mut b, file) = Bench::new(2, 16);
+    b.map(file, 0..16);
+    let op = b.submit(1, pin(file, 0..P, Mode::Write));
+    let fetching = b.until_fetch(op);
+    b.engine.complete(fetching, EIO);
+    b.engine.withdraw(op, 7);
+    assert!(b.run(op).unwrap().is_err());
+    assert_eq!((b.engine.live_pins(), b.engine.frames_used()), (0, 0));
+    assert_eq!(b.engine.first_trapped(file, MapKey(1), &(0..P)), None);
+    // What a pin may have stored is kept, who ever does not come to its release's end.
+    let held = b.granted(1, pin(file, 0..P, Mode::Write));
+    let op = b.submit(1, Request::Release { pin: held, keep: false });
+    b.engine.withdraw(op, 7);
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(7))));
+    assert!(b.engine.is_away(file, &(0..P)));
+}

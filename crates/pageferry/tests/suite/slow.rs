@@ -10,7 +10,8 @@ use pageferry::device::*;
 use pageferry::soft::SoftDevice;
 use pageferry::{Cache, CacheConfig, PinMode};
 
-/// The software device, but that a call lasts longer for the thread named "slow".
+/// The software device, but that a call lasts longer for the thread named "slow", and that a fill
+/// panics for the one named "clumsy".
 struct Slow {
     inner: Arc<SoftDevice>,
     call: &'static str,
@@ -42,6 +43,9 @@ impl Device for Slow {
         span: FrameSpan,
         source: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
     ) -> Result<(), TransferError> {
+        if std::thread::current().name() == Some("clumsy") {
+            panic!("a panic on purpose");
+        }
         self.inner.fill(span, source)
     }
     fn drain(
@@ -146,5 +150,21 @@ fn a_file_is_not_closed_under_a_frame_that_is_being_taken() {
         same(&device_reads(&z, 0..PAGE), &pattern(PAGE), "the new file");
         thief.join().unwrap().unwrap();
         same(&device_reads(&z, 0..PAGE), &pattern(PAGE), "the new file again");
+    });
+}
+
+#[test]
+fn of_a_request_whose_thread_panicked_nothing_remains() {
+    within(20, || {
+        let (rig, cache) = slow_rig(2, "");
+        std::fs::write(rig.path("f"), pattern(2 * FRAME)).unwrap();
+        let file = cache.open(rig.path("f")).unwrap();
+        let clumsy = std::thread::Builder::new().name("clumsy".into()).spawn({
+            let file = file.clone();
+            move || file.pin(0..PAGE, PinMode::Write).map(drop)
+        });
+        assert!(clumsy.unwrap().join().is_err());
+        assert_eq!(cache.stats().get("live_pins"), Some(0));
+        same(&device_reads(&file, 0..PAGE), &pattern(PAGE), "the page");
     });
 }
