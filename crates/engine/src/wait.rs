@@ -86,23 +86,29 @@ impl<E: Clone> Engine<E> {
 
     /// Owners of conflicting requests that came earlier and still wait: they go first.
     fn ahead(&self, key: OpKey, op: &Op<E>) -> Vec<Owner> {
-        let writes = |o: &Op<E>| !matches!(o.request, Request::Pin { mode, .. } if !mode.writes());
-        let queued = |o: &Op<E>| {
-            matches!(o.request, Request::Pin { .. } | Request::Change { .. })
-                && o.phase == Phase::Admit
-                && o.waiting == Some(WaitFor::Pins)
-        };
-        self.ops
-            .range(..key)
-            .map(|(_, o)| o)
-            .filter(|o| {
-                o.file == op.file
-                    && queued(o)
-                    && overlap(&page_span(&o.range), &page_span(&op.range))
-            })
-            .filter(|o| writes(o) || writes(op))
-            .map(|o| o.owner)
-            .collect()
+        let waits = |o: &&Op<E>| o.file == op.file && o.waiting == Some(WaitFor::Pins);
+        let earlier = self.ops.range(..key).map(|(_, o)| o).filter(waits);
+        earlier.filter(|o| self.goes_first(o, op)).map(|o| o.owner).collect()
+    }
+
+    /// Whether a request that waits for pins would have to wait for those of `later`, too.
+    fn goes_first(&self, waiting: &Op<E>, later: &Op<E>) -> bool {
+        let shared = clip(&page_span(&waiting.range), &page_span(&later.range));
+        let writes = |o: &Op<E>| o.mode().is_none_or(|m| m.writes());
+        let pins = later.mode().is_some_and(|m| m.writes());
+        !shared.is_empty()
+            && match waiting.request {
+                Request::Pin { .. } | Request::Change { .. } => {
+                    waiting.phase == Phase::Admit && (writes(waiting) || writes(later))
+                }
+                Request::Touch { .. } => pins,
+                // It waits for what is dirty, not for all of its range.
+                Request::Flush { .. } => {
+                    let file = self.files.get(&waiting.file);
+                    pins && file.is_some_and(|f| f.pages.is_dirty(&shared))
+                }
+                _ => false,
+            }
     }
 
     /// Whether `op` could wait for ever for `blockers`.
@@ -144,8 +150,7 @@ impl<E: Clone> Engine<E> {
             return if op.patient && self.is_stuck(op, hard) { Err(()) } else { Ok(false) };
         }
         let ahead = self.ahead(key, op);
-        // Politeness only: who will not wait, or whom politeness would starve, goes first.
-        let polite = op.patient && !ahead.is_empty();
-        Ok(!polite || self.is_stuck(op, Blockers { owners: ahead, any: false }))
+        // Politeness only: whom it would starve goes first.
+        Ok(ahead.is_empty() || self.is_stuck(op, Blockers { owners: ahead, any: false }))
     }
 }

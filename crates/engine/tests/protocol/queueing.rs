@@ -29,3 +29,42 @@ fn a_truncation_beside_a_write_that_waits_for_its_own_pin_is_refused() {
     b.now = at(50 * P, 1);
     assert!(b.run(cut).unwrap().is_ok());
 }
+
+/// SEMANTICS: a later request does not overtake an earlier one that it conflicts with.
+#[test]
+fn impatient_readers_do_not_starve_a_waiting_writer() {
+    let (mut b, file) = Bench::new(8, 16);
+    let held = b.granted(1, pin(file, 0..P, Mode::Read));
+    let writer = b.submit(2, pin(file, 0..P, Mode::Write));
+    assert_eq!(b.run(writer), None);
+    let next = b.engine.submit(pin(file, 0..P, Mode::Read), Some(3), false);
+    assert_eq!(b.run(next), Some(Err(Refusal::WouldBlock)));
+    // Whom the writer waits for may have more of what it has: else it would wait for itself.
+    let more = b.engine.submit(pin(file, 0..P, Mode::Read), Some(1), false);
+    let Some(Ok(Outcome::Pinned(more))) = b.run(more) else { panic!() };
+    b.done(1, Request::Release { pin: held, keep: false });
+    b.done(1, Request::Release { pin: more, keep: false });
+    assert!(b.run(writer).unwrap().is_ok());
+}
+
+/// A device phase after another: pin, store, keep away, pin again, by two threads in turn.
+#[test]
+fn a_touch_and_a_flush_are_not_overtaken_by_later_write_pins() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    b.away(1, file, 0..P);
+    let held = b.granted(1, pin(file, 0..P, Mode::Write));
+    let touch = b.submit(7, Request::Touch { file, at: 0 });
+    let flush = b.submit(8, Request::Flush { file, range: 0..u64::MAX, skip_pinned: false });
+    assert_eq!(b.run(touch), None);
+    assert_eq!(b.run(flush), None);
+    let next = b.submit(2, pin(file, 0..P, Mode::Write));
+    assert_eq!(b.run(next), None);
+    b.granted(3, pin(file, 20 * P..21 * P, Mode::Write));
+    b.dirty = one(0..P);
+    b.done(1, Request::Release { pin: held, keep: true });
+    assert_eq!(b.run(next), None, "the touch is first");
+    assert!(b.run(touch).unwrap().is_ok());
+    assert!(b.run(flush).unwrap().is_ok());
+    assert!(b.run(next).unwrap().is_ok());
+}
