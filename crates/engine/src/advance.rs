@@ -325,7 +325,36 @@ impl<E: Clone> Engine<E> {
         Turn::Clear
     }
 
+    /// What a flush has left out for the pin before, lest pin after pin keeps it away.
+    fn clean_due(&mut self, op: &mut Op<E>) -> Turn<E> {
+        loop {
+            let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+            let Some((due, ())) = state.due.overlaps(op.range.clone()).next() else {
+                return Turn::Clear;
+            };
+            let turn = self.clean(op, op.file, &due, true);
+            if !matches!(turn, Turn::Clear) || op.inflight > 0 {
+                return turn;
+            }
+            if let Some(state) = self.files.get_mut(&op.file) {
+                state.due.remove(due);
+            }
+        }
+    }
+
+    /// Remembers what a flush leaves out.
+    fn leave_due(&mut self, op: &Op<E>) {
+        let Some(state) = self.files.get_mut(&op.file) else { return };
+        let pins = state.pins.values().filter(|p| p.mode.writes());
+        let left: Vec<_> =
+            pins.map(|p| clip(&p.range, &op.range)).filter(|r| state.pages.is_dirty(r)).collect();
+        left.into_iter().for_each(|range| state.due.add(range));
+    }
+
     fn clean_op(&mut self, op: &mut Op<E>) -> Turn<E> {
+        if op.mode().is_some() {
+            return self.clean_due(op);
+        }
         let skip = match &op.request {
             Request::Flush { skip_pinned, .. } => *skip_pinned,
             Request::Release { .. } | Request::Change { .. } | Request::Close { .. } => false,
@@ -339,6 +368,9 @@ impl<E: Clone> Engine<E> {
         let turn = self.clean(op, op.file, &range, skip);
         if op.inflight > 0 || !matches!(turn, Turn::Clear | Turn::Blocked(WaitFor::Pins)) {
             return turn;
+        }
+        if skip && matches!(op.request, Request::Flush { .. }) {
+            self.leave_due(op);
         }
         // All that can go home is home, as far as it need not wait: now for what cannot.
         if let Some(error) = op.trouble.take() {

@@ -82,6 +82,12 @@ impl<E: Clone> Engine<E> {
                 op.unwritten.add(range);
                 op.trouble.get_or_insert(error);
             }
+            // It was merely due.
+            Effect::WriteBack { range }
+                if op.phase == Phase::Clean && class != Class::DeviceLost =>
+            {
+                op.unwritten.add(range);
+            }
             // One folio that cannot go is no reason not to take another's frame.
             Effect::WriteBack { range } | Effect::Untrap { range, .. }
                 if op.phase == Phase::Fill
@@ -330,6 +336,7 @@ impl<E: Clone> Engine<E> {
         }
         self.stats.forgotten_bytes += state.pages.resize(bytes);
         state.spoiled.remove(state.pages.limit()..u64::MAX);
+        state.due.remove(bytes..u64::MAX);
         if bytes >= old {
             return;
         }

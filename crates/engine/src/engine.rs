@@ -551,8 +551,8 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
                 Scan
             }
         }
-        (Request::Pin { .. }, Trap) => Fill,
-        (Request::Pin { .. }, Scan) => Fill,
+        (Request::Pin { .. }, Trap) => Clean,
+        (Request::Pin { .. }, Scan | Clean) => Fill,
         (Request::Release { keep, .. }, TakeDirty) => {
             if *keep {
                 Settle

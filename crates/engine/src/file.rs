@@ -71,6 +71,8 @@ pub(crate) struct FileState {
     pub(crate) busy: RangeMap<ActionKey>,
     /// Pages whose last fetch failed half-way: what is on the device is nobody's bytes.
     pub(crate) spoiled: RangeSet,
+    /// Bytes that a flush has left out for a write pin: they go home when next pinned for writing.
+    pub(crate) due: RangeSet,
     /// Last use, by folio.
     pub(crate) heat: RangeMap<u64>,
     /// The file shrank: what lies beyond is to be tidied up.
@@ -87,6 +89,7 @@ impl FileState {
             claims: BTreeMap::new(),
             busy: RangeMap::new(),
             spoiled: RangeSet::new(),
+            due: RangeSet::new(),
             heat: RangeMap::new(),
             tidy: None,
         }

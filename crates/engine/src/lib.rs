@@ -28,7 +28,7 @@
 //! # The way of a request
 //!
 //! ```text
-//! Pin      Observe → Tidy → Admit → Trap (write) or Scan (read) → Fill → End
+//! Pin      Observe → Tidy → Admit → Trap → Clean (write) or Scan (read) → Fill → End
 //! Release  TakeDirty → [Clean] → Settle → Free → End
 //! Change   Admit → Clean → Perform → Settle → Free → End
 //! Resize   Perform → Tidy → Settle → Free → End

@@ -23,10 +23,10 @@ pub(crate) enum Phase {
     Scan,
     /// Ask the device which pages it stored to.
     TakeDirty,
-    /// Get a frame for every folio and bytes for every page.
-    Fill,
     /// Write dirty bytes back.
     Clean,
+    /// Get a frame for every folio and bytes for every page.
+    Fill,
     /// The request's own action: a change, a mapping.
     Perform,
     /// Let CPU accesses through again where nothing forbids it.

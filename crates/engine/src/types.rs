@@ -104,7 +104,8 @@ pub enum Request {
         file: FileKey,
         /// Which bytes.
         range: Range<u64>,
-        /// Leave out bytes under live write pins instead of waiting for their release.
+        /// Leave out bytes under live write pins instead of waiting for their release: they go home
+        /// before they are pinned for writing again.
         skip_pinned: bool,
     },
     /// Take unpinned pages off the device.

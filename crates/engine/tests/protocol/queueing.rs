@@ -68,3 +68,31 @@ fn a_touch_and_a_flush_are_not_overtaken_by_later_write_pins() {
     assert!(b.run(flush).unwrap().is_ok());
     assert!(b.run(next).unwrap().is_ok());
 }
+
+/// The flusher leaves out what is under a write pin, and there nearly always is one.
+#[test]
+fn aged_bytes_go_home_beside_device_phases() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.away(1, file, 0..2 * P);
+    let held = b.granted(1, pin(file, 0..P, Mode::Write));
+    b.done(9, Request::Flush { file, range: 0..16 * P, skip_pinned: true });
+    assert!(b.engine.is_away(file, &(0..P)) && !b.engine.is_away(file, &(P..2 * P)));
+    b.dirty = one(0..P);
+    b.done(1, Request::Release { pin: held, keep: true });
+    b.dirty.clear();
+    b.done.clear();
+    // One that cannot be written then is no reason not to grant the pin.
+    b.broken = Box::new(|a| matches!(a, Action::WriteBack { .. }).then_some(EIO));
+    let held = b.granted(2, pin(file, 0..8 * P, Mode::Write));
+    assert!(b.engine.is_away(file, &(0..P)));
+    b.broken = Box::new(|_| None);
+    b.done(9, Request::Flush { file, range: 0..16 * P, skip_pinned: true });
+    b.done(2, Request::Release { pin: held, keep: true });
+    let held = b.granted(2, pin(file, 0..8 * P, Mode::Write));
+    assert!(!b.engine.is_away(file, &(0..P)));
+    // Nothing is due any more: the next phases keep theirs away.
+    b.dirty = one(0..P);
+    b.done(2, Request::Release { pin: held, keep: true });
+    b.granted(2, pin(file, 0..8 * P, Mode::Write));
+    assert!(b.engine.is_away(file, &(0..P)));
+}
