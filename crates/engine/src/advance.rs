@@ -20,7 +20,7 @@ impl<E: Clone> Engine<E> {
             Phase::Observe => self.observe(op),
             Phase::Tidy => self.tidy(op),
             Phase::Admit => self.admit(key, op),
-            Phase::Trap => self.trap(op.file, &op.range),
+            Phase::Trap => self.trap(op),
             Phase::Scan => self.scan(op),
             Phase::TakeDirty => self.take_dirty(op),
             Phase::Fill => self.fill_or_recheck(op),
@@ -54,6 +54,9 @@ impl<E: Clone> Engine<E> {
             }
             _ => {}
         }
+        if let Some(state) = self.files.get_mut(&op.file) {
+            state.barriers.remove(&key);
+        }
         let held_nothing = matches!(op.refusal, Some(Refusal::Gone | Refusal::BadRange))
             || op.phase < Phase::Admit;
         op.goto(if held_nothing { Phase::End } else { Phase::Settle });
@@ -82,7 +85,7 @@ impl<E: Clone> Engine<E> {
         let beyond = tidy.from..u64::MAX;
         if !tidy.hidden {
             // What is on its way onto the device may be of a file that has grown back.
-            if state.busy.intersects(beyond.clone()) {
+            if state.is_locked(&beyond, op.key) {
                 return Turn::Blocked(WaitFor::Io);
             }
             let ranges = state.unserved(&beyond);
@@ -98,8 +101,8 @@ impl<E: Clone> Engine<E> {
                 locks: vec![(op.file, beyond)],
             };
         }
-        let turn = match self.settle(op.file, &beyond) {
-            Turn::Clear => self.free(op.file, &beyond),
+        let turn = match self.settle(op, op.file, &beyond) {
+            Turn::Clear => self.free(op, op.file, &beyond),
             turn => turn,
         };
         if matches!(turn, Turn::Clear)
@@ -188,24 +191,26 @@ impl<E: Clone> Engine<E> {
                 op.queue.extend(asked.iter().map(|(run, ())| (Some(map), run)));
             }
         }
-        if let Some((Some(map), range)) = op.queue.last().cloned() {
-            let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
-            if !state.maps.contains_key(&map) {
-                op.queue.pop();
-                return self.scan(op);
-            }
-            if state.busy.intersects(range.clone()) {
-                return Turn::Blocked(WaitFor::Io);
-            }
-            op.queue.pop();
+        // Whatever of it is not locked now, in whatever order: wide pins are not to wait for a moment
+        // in which nobody works anywhere in their range.
+        for at in (0..op.queue.len()).rev() {
+            let (map, range) = op.queue[at].clone();
+            let Some(map) = map.filter(|map| state.maps.contains_key(map)) else {
+                op.queue.swap_remove(at);
+                continue;
+            };
+            let Some(open) = state.first_open(&range, op.key) else { continue };
+            op.queue.swap_remove(at);
+            let rest = [range.start..open.start, open.end..range.end].into_iter();
+            op.queue.extend(rest.filter(|r| !r.is_empty()).map(|r| (Some(map), r)));
             return Turn::Act {
-                action: Action::ScanStores { file: op.file, map, range: range.clone() },
+                action: Action::ScanStores { file: op.file, map, range: open.clone() },
                 file: op.file,
-                effect: Effect::Scan { map, range: range.clone() },
-                locks: vec![(op.file, range)],
+                effect: Effect::Scan { map, range: open.clone() },
+                locks: vec![(op.file, open)],
             };
         }
-        Turn::Clear
+        if op.queue.is_empty() { Turn::Clear } else { Turn::Blocked(WaitFor::Io) }
     }
 
     fn take_dirty(&mut self, op: &mut Op<E>) -> Turn<E> {
@@ -227,7 +232,7 @@ impl<E: Clone> Engine<E> {
         if let Some((_, range)) = op.queue.last().cloned() {
             // Under page locks: marks that a query has taken and not yet noted would be missed by
             // the release that comes in between.
-            if state.busy.intersects(range.clone()) {
+            if state.is_locked(&range, op.key) {
                 return Turn::Blocked(WaitFor::Io);
             }
             op.queue.pop();
@@ -427,19 +432,21 @@ impl<E: Clone> Engine<E> {
             Request::Resize { bytes, .. } => {
                 let from = bytes.min(state.pages.bytes()) & !(PAGE_BYTES - 1);
                 let region = from..u64::MAX;
-                // Such a call may be reading memory that waits for a pin.
-                if state.claims.values().any(|c| c.resizes) {
+                // The kernel makes one wait for the other, and a write may be reading memory that
+                // waits for a pin, or for a page of the range that would be locked here.
+                if !state.claims.is_empty() {
+                    self.unbar(op);
                     return Turn::Blocked(WaitFor::Pins);
                 }
-                if state.busy.intersects(region.clone()) {
-                    return Turn::Blocked(WaitFor::Io);
+                if state.is_locked(&region, op.key) {
+                    return self.bar(op, region);
                 }
                 (Action::Change { file }, Effect::Change, vec![(file, region)])
             }
             Request::Change { .. } => (Action::Change { file }, Effect::Change, Vec::new()),
             Request::MapIn { map, range, writable, .. } => {
-                if state.busy.intersects(range.clone()) {
-                    return Turn::Blocked(WaitFor::Io);
+                if state.is_locked(&range, op.key) {
+                    return self.bar(op, range);
                 }
                 let traps: Vec<Range<u64>> =
                     state.must_trap(&range).overlaps(range.clone()).map(|(r, ())| r).collect();
@@ -454,14 +461,14 @@ impl<E: Clone> Engine<E> {
                 if !state.maps.get(&map).is_some_and(trapped) {
                     return Turn::Clear;
                 }
-                if state.busy.intersects(page.clone()) {
+                if state.is_locked(&page, op.key) {
                     return Turn::Blocked(WaitFor::Io);
                 }
                 (Action::Expel { file, map, at }, Effect::Expel, vec![(file, page)])
             }
             Request::MapOut { map, .. } => {
-                if state.busy.intersects(op.range.clone()) {
-                    return Turn::Blocked(WaitFor::Io);
+                if state.is_locked(&op.range, op.key) {
+                    return self.bar(op, op.range.clone());
                 }
                 let lock = vec![(file, op.range.clone())];
                 (Action::MapOut { file, map }, Effect::MapOut { map }, lock)
@@ -469,7 +476,23 @@ impl<E: Clone> Engine<E> {
             _ => return Turn::Clear,
         };
         op.queued = true;
+        self.unbar(op);
         Turn::Act { action, file, effect, locks }
+    }
+
+    /// Waits for what is under way in a range, and lets nothing new begin there.
+    fn bar(&mut self, op: &Op<E>, range: Range<u64>) -> Turn<E> {
+        if let Some(state) = self.files.get_mut(&op.file) {
+            state.barriers.insert(op.key, range);
+        }
+        Turn::Blocked(WaitFor::Io)
+    }
+
+    fn unbar(&mut self, op: &Op<E>) {
+        let state = self.files.get_mut(&op.file);
+        if state.is_some_and(|s| s.barriers.remove(&op.key).is_some()) {
+            self.note_change();
+        }
     }
 
     fn settle_op(&mut self, key: OpKey, op: &mut Op<E>) -> Turn<E> {
@@ -489,7 +512,7 @@ impl<E: Clone> Engine<E> {
                 turn => return turn,
             }
         }
-        self.settle(op.file, &op.range)
+        self.settle(op, op.file, &op.range)
     }
 
     fn free_op(&mut self, op: &mut Op<E>) -> Turn<E> {
@@ -500,7 +523,7 @@ impl<E: Clone> Engine<E> {
             _ => true,
         };
         let worth = worth && !op.keep_frames;
-        let turn = if worth { self.free(op.file, &op.range) } else { Turn::Clear };
+        let turn = if worth { self.free(op, op.file, &op.range) } else { Turn::Clear };
         // A frame of the file may be on its way to another, which is no longer in the books.
         let closes = matches!(op.request, Request::Close { .. });
         if closes && matches!(turn, Turn::Clear) && self.is_in_flight(op.file) {

@@ -117,7 +117,7 @@ impl<E: Clone> Engine<E> {
             Request::Close { file } => (*file, 0..u64::MAX),
         };
         let key = OpKey(self.fresh());
-        let mut op = Op::new(request, file, range, owner, patient);
+        let mut op = Op::new(key, request, file, range, owner, patient);
         self.greet(key, &mut op);
         self.ops.insert(key, op);
         key
@@ -360,6 +360,7 @@ impl<E: Clone> Engine<E> {
     fn report(&mut self, key: OpKey, mut op: Op<E>) -> Result<Outcome, Refusal<E>> {
         if let Some(state) = self.files.get_mut(&op.file) {
             state.claims.remove(&key);
+            state.barriers.remove(&key);
         }
         if let Some(refusal) = op.refusal {
             return Err(refusal);

@@ -69,6 +69,8 @@ pub(crate) struct FileState {
     pub(crate) claims: BTreeMap<OpKey, Claim>,
     /// Page locks: which action works on which pages.
     pub(crate) busy: RangeMap<ActionKey>,
+    /// Ranges that a request wants all to itself: later ones lock nothing there before it does.
+    pub(crate) barriers: BTreeMap<OpKey, Range<u64>>,
     /// Pages whose last fetch failed half-way: what is on the device is nobody's bytes.
     pub(crate) spoiled: RangeSet,
     /// Bytes that a flush has left out for a write pin: they go home when next pinned for writing.
@@ -88,6 +90,7 @@ impl FileState {
             maps: BTreeMap::new(),
             claims: BTreeMap::new(),
             busy: RangeMap::new(),
+            barriers: BTreeMap::new(),
             spoiled: RangeSet::new(),
             due: RangeSet::new(),
             heat: RangeMap::new(),
@@ -133,6 +136,30 @@ impl FileState {
         }
         let runs = self.pages.invalid_runs(range);
         runs.into_iter().flat_map(|run| held.gaps(run)).collect()
+    }
+
+    /// The first stretch of `range` that the request may not lock now.
+    pub(crate) fn first_lock(&self, range: &Range<u64>, who: OpKey) -> Option<Range<u64>> {
+        let busy = self.busy.overlaps(range.clone()).next().map(|(r, _)| r);
+        let bars = self.barriers.range(..who).map(|(_, bar)| clip(bar, range));
+        bars.filter(|r| !r.is_empty()).chain(busy).min_by_key(|r| r.start)
+    }
+
+    /// The first stretch of `range` that the request may lock now.
+    pub(crate) fn first_open(&self, range: &Range<u64>, who: OpKey) -> Option<Range<u64>> {
+        let mut rest = range.clone();
+        while !rest.is_empty() {
+            match self.first_lock(&rest, who) {
+                Some(locked) if locked.start <= rest.start => rest.start = locked.end,
+                Some(locked) => return Some(rest.start..locked.start),
+                None => return Some(rest),
+            }
+        }
+        None
+    }
+
+    pub(crate) fn is_locked(&self, range: &Range<u64>, who: OpKey) -> bool {
+        self.first_lock(range, who).is_some()
     }
 
     /// Trapped in some mapping.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::queue::Resident;
 use crate::range::RangeSet;
-use crate::{FileKey, MapKey, Mode, Owner, PinKey, Refusal, Request, WaitFor};
+use crate::{FileKey, MapKey, Mode, OpKey, Owner, PinKey, Refusal, Request, WaitFor};
 
 /// Where a request is on its way. Every kind of request walks a subsequence, downwards only (but for
 /// `Observe`, which a pin whose file turned out shorter visits again).
@@ -40,6 +40,7 @@ pub(crate) enum Phase {
 /// A request in progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Op<E> {
+    pub(crate) key: OpKey,
     pub(crate) request: Request,
     pub(crate) file: FileKey,
     /// The bytes it works on.
@@ -89,6 +90,7 @@ pub(crate) struct Op<E> {
 
 impl<E> Op<E> {
     pub(crate) fn new(
+        key: OpKey,
         request: Request,
         file: FileKey,
         range: Range<u64>,
@@ -107,6 +109,7 @@ impl<E> Op<E> {
             Request::Query { .. } => Phase::TakeDirty,
         };
         Op {
+            key,
             request,
             file,
             range,

@@ -7,7 +7,7 @@ use crate::file::FileState;
 use crate::op::{Effect, Op, Turn};
 use crate::pages::{clip, page_span};
 use crate::queue::{Resident, Standing, Victim};
-use crate::{Action, Engine, FileKey, Mode, PinKey, Refusal, WaitFor};
+use crate::{Action, Engine, FileKey, Mode, OpKey, PinKey, Refusal, WaitFor};
 
 /// How many folios that could not be written back before a request tries again for a frame.
 const TRIES: usize = 8;
@@ -15,10 +15,10 @@ const TRIES: usize = 8;
 impl FileState {
     /// The part of `span` before its first locked page: `Err` with the locked stretch if that is
     /// the very first.
-    fn unlocked(&self, span: &Range<u64>) -> Result<Range<u64>, Range<u64>> {
-        match self.busy.overlaps(span.clone()).next() {
-            Some((locked, _)) if locked.start <= span.start => Err(locked),
-            Some((locked, _)) => Ok(span.start..locked.start),
+    pub(crate) fn unlocked(&self, span: &Range<u64>, who: OpKey) -> Result<Range<u64>, Range<u64>> {
+        match self.first_lock(span, who) {
+            Some(locked) if locked.start <= span.start => Err(locked),
+            Some(locked) => Ok(span.start..locked.start),
             None => Ok(span.clone()),
         }
     }
@@ -66,7 +66,7 @@ impl<E: Clone> Engine<E> {
                 rest.start = held.start;
             }
             let span = page_span(&run);
-            match state.unlocked(&span) {
+            match state.unlocked(&span, op.key) {
                 Err(locked) => {
                     io = true;
                     rest.start = locked.end;
@@ -91,7 +91,7 @@ impl<E: Clone> Engine<E> {
     }
 
     /// Lifts the next trap of `range` that nothing needs any more.
-    pub(crate) fn settle(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
+    pub(crate) fn settle(&self, op: &Op<E>, file: FileKey, range: &Range<u64>) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
         let mut io = false;
         for (&map, m) in &state.maps {
@@ -99,7 +99,7 @@ impl<E: Clone> Engine<E> {
                 m.trapped.overlaps(clip(&m.range, &page_span(range))).map(|(r, ())| r).collect();
             for run in trapped {
                 for gap in state.must_trap(&run).gaps(run.clone()) {
-                    match state.unlocked(&gap) {
+                    match state.unlocked(&gap, op.key) {
                         Err(_) => io = true,
                         Ok(open) => {
                             return Turn::Act {
@@ -116,30 +116,41 @@ impl<E: Clone> Engine<E> {
         if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
     }
 
-    /// Traps the next run of pages of `range` that some mapping still lets through. Actions on the
-    /// range are waited for first: one may be lifting a trap, or making a mapping that was not told
-    /// of this pin.
-    pub(crate) fn trap(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
-        let Some(state) = self.files.get(&file) else { return Turn::Clear };
-        if state.busy.intersects(page_span(range)) {
-            return Turn::Blocked(WaitFor::Io);
-        }
+    /// Traps the next run of pages of `range` that some mapping still lets through. What was begun
+    /// before and lifts traps, or makes a mapping that was not told of this pin, is waited for.
+    pub(crate) fn trap(&self, op: &Op<E>) -> Turn<E> {
+        let Some(state) = self.files.get(&op.file) else { return Turn::Clear };
+        let pages = page_span(&op.range);
+        let mut io = false;
         for (&map, m) in &state.maps {
-            let inside = clip(&m.range, &page_span(range));
-            if let Some(gap) = m.trapped.first_gap(inside) {
+            let mut rest = clip(&m.range, &pages);
+            while let Some(gap) = m.trapped.first_gap(rest.clone()) {
+                let range = match state.unlocked(&gap, op.key) {
+                    Ok(open) => open,
+                    Err(locked) => {
+                        io = true;
+                        rest.start = locked.end;
+                        continue;
+                    }
+                };
                 return Turn::Act {
-                    action: Action::Trap { file, map, range: gap.clone() },
-                    file,
-                    effect: Effect::Trap { map, range: gap.clone() },
-                    locks: vec![(file, gap)],
+                    action: Action::Trap { file: op.file, map, range: range.clone() },
+                    file: op.file,
+                    effect: Effect::Trap { map, range: range.clone() },
+                    locks: vec![(op.file, range)],
                 };
             }
         }
-        Turn::Clear
+        let opens = |key| {
+            let effect = self.flights.get(key).map(|f| &f.effect);
+            matches!(effect, Some(Effect::Untrap { .. } | Effect::MapIn { .. }))
+        };
+        io |= state.busy.overlaps(pages).any(|(_, key)| opens(key));
+        if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
     }
 
     /// Gives back the next frame of `range` that serves nothing.
-    pub(crate) fn free(&self, file: FileKey, range: &Range<u64>) -> Turn<E> {
+    pub(crate) fn free(&self, op: &Op<E>, file: FileKey, range: &Range<u64>) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
         let mut io = false;
         for (&folio, f) in state.pages.folios.range(state.pages.folios_of(range)) {
@@ -147,7 +158,7 @@ impl<E: Clone> Engine<E> {
             if !state.pages.is_idle(folio) || state.is_pinned(&span) {
                 continue;
             }
-            if state.busy.intersects(span.clone()) {
+            if state.is_locked(&span, op.key) {
                 io = true;
                 continue;
             }
@@ -213,7 +224,7 @@ impl<E: Clone> Engine<E> {
                 Some((own, ())) => run.end = own.start,
                 None => {}
             }
-            let mut run = match state.unlocked(&run) {
+            let mut run = match state.unlocked(&run, op.key) {
                 Ok(open) => open,
                 Err(locked) => {
                     blocked = Some(WaitFor::Io);
@@ -280,7 +291,7 @@ impl<E: Clone> Engine<E> {
     fn obtain(&mut self, op: &mut Op<E>, folio: u64) -> Turn<E> {
         let Some(state) = self.files.get(&op.file) else { return Turn::Refuse(Refusal::Gone) };
         let span = state.pages.folio_span(folio);
-        if state.busy.intersects(span.clone()) {
+        if state.is_locked(&span, op.key) {
             return Turn::Blocked(WaitFor::Io);
         }
         let file = op.file;
@@ -356,7 +367,7 @@ impl<E: Clone> Engine<E> {
         op.victim = Some(it);
         let span = victim.pages.folio_span(it.folio);
         let turn = match self.clean(op, it.file, &span, true) {
-            Turn::Clear => self.settle(it.file, &span),
+            Turn::Clear => self.settle(op, it.file, &span),
             turn => turn,
         };
         // Nothing to do for it now means that somebody else is doing it.
@@ -379,7 +390,7 @@ impl<E: Clone> Engine<E> {
         let span = state.pages.folio_span(folio);
         if state.is_pinned(&span) {
             Standing::Held
-        } else if state.busy.intersects(span.clone()) {
+        } else if state.is_locked(&span, OpKey(u64::MAX)) {
             Standing::Busy
         } else if state.pages.is_dirty(&span) || state.is_trapped(&span) {
             let stubborn = state.pages.folios.get(&folio).is_some_and(|f| f.stubborn);

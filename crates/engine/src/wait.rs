@@ -73,8 +73,7 @@ impl<E: Clone> Engine<E> {
                 owners.extend(claims.map(|(_, c)| c.owner));
             }
             Request::Resize { .. } => {
-                let claims = file.claims.values().filter(|c| c.resizes);
-                owners.extend(claims.map(|c| c.owner));
+                owners.extend(file.claims.values().map(|c| c.owner));
             }
             _ => {
                 let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
@@ -86,13 +85,20 @@ impl<E: Clone> Engine<E> {
 
     /// Owners of conflicting requests that came earlier and still wait: they go first.
     fn ahead(&self, key: OpKey, op: &Op<E>) -> Vec<Owner> {
-        let waits = |o: &&Op<E>| o.file == op.file && o.waiting == Some(WaitFor::Pins);
+        let waits = |o: &&Op<E>| {
+            let resizes = matches!(o.request, Request::Resize { .. }) && o.inflight == 0;
+            let cuts = resizes && o.phase == Phase::Perform && o.waiting == Some(WaitFor::Io);
+            o.file == op.file && (cuts || o.waiting == Some(WaitFor::Pins))
+        };
         let earlier = self.ops.range(..key).map(|(_, o)| o).filter(waits);
         earlier.filter(|o| self.goes_first(o, op)).map(|o| o.owner).collect()
     }
 
     /// Whether a request that waits for pins would have to wait for those of `later`, too.
     fn goes_first(&self, waiting: &Op<E>, later: &Op<E>) -> bool {
+        if let Request::Resize { .. } = waiting.request {
+            return matches!(later.request, Request::Change { .. });
+        }
         let shared = clip(&page_span(&waiting.range), &page_span(&later.range));
         let writes = |o: &Op<E>| o.mode().is_none_or(|m| m.writes());
         let pins = later.mode().is_some_and(|m| m.writes());

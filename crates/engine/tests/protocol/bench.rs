@@ -144,6 +144,21 @@ impl Bench {
         self.until(op, |a| matches!(a, Action::Fetch { .. }))
     }
 
+    /// Runs a request until its fetch is out: `None` if it waits, or is done without.
+    pub fn fetch_begun(&mut self, op: OpKey) -> Option<ActionKey> {
+        for _ in 0..1000 {
+            match self.engine.poll(op, 0) {
+                Step::Do(key, Action::Fetch { .. }) => return Some(key),
+                Step::Do(key, action) => {
+                    let reply = self.reply(&action);
+                    self.engine.complete(key, reply);
+                }
+                Step::Wait(_) | Step::Done(_) => return None,
+            }
+        }
+        panic!("never comes");
+    }
+
     /// A write of ours to a page that stays under way, with what it will have seen after.
     pub fn write_under_way(&mut self, who: u32, file: FileKey, page: u64) -> (OpKey, ActionKey) {
         let range = page * P..(page + 1) * P;

@@ -96,3 +96,57 @@ fn aged_bytes_go_home_beside_device_phases() {
     b.granted(2, pin(file, 0..8 * P, Mode::Write));
     assert!(b.engine.is_away(file, &(0..P)));
 }
+
+/// A chain of narrow pins: at any moment one of them is being filled.
+struct Chain {
+    flying: (OpKey, ActionKey),
+    next: u64,
+}
+
+impl Chain {
+    fn begin(b: &mut Bench, file: FileKey) -> Chain {
+        let op = b.submit(1, pin(file, 0..P, Mode::Read));
+        Chain { flying: (op, b.until_fetch(op)), next: 1 }
+    }
+
+    /// The next one comes, if it is let, and the one before ends.
+    fn turn(&mut self, b: &mut Bench, file: FileKey) {
+        let range = self.next * P..(self.next + 1) * P;
+        let op = b.submit(2, pin(file, range, Mode::Read));
+        let next = b.fetch_begun(op);
+        b.engine.complete(self.flying.1, Reply::Fetched { short: false });
+        if let Some(Ok(Outcome::Pinned(pin))) = b.run(self.flying.0) {
+            b.done(1, Request::Release { pin, keep: false });
+        }
+        if let Some(key) = next {
+            self.flying = (op, key);
+        }
+        self.next += 1;
+    }
+}
+
+#[test]
+fn what_needs_a_range_to_itself_is_not_starved_by_narrow_pins() {
+    let (b, file) = Bench::new(8, 64);
+    let range = 0..64 * P;
+    let requests = [
+        Request::Resize { file, bytes: 0 },
+        Request::MapIn { file, map: MapKey(2), range: range.clone(), writable: true },
+        Request::MapOut { file, map: MapKey(1) },
+        pin(file, range.clone(), Mode::Read),
+        pin(file, range, Mode::Write),
+    ];
+    drop(b);
+    for request in requests {
+        let (mut b, _) = Bench::new(8, 64);
+        b.map(file, 0..64);
+        let mut chain = Chain::begin(&mut b, file);
+        let op = b.submit(9, request.clone());
+        let mut turns = 0;
+        while b.run(op).is_none() {
+            assert!(turns < 3, "{request:?} waits while narrow pins pass");
+            chain.turn(&mut b, file);
+            turns += 1;
+        }
+    }
+}
