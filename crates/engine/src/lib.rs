@@ -51,11 +51,13 @@
 #![forbid(unsafe_code)]
 
 mod advance;
+mod ask;
 mod bitmap;
 mod check;
 mod complete;
 mod engine;
 mod file;
+mod finish;
 mod op;
 mod pages;
 mod place;
