@@ -101,7 +101,10 @@ impl<E: Clone> Engine<E> {
                 locks: vec![(op.file, beyond)],
             };
         }
-        let turn = match self.settle(op, op.file, &beyond) {
+        let mut from = op.settled;
+        let turn = self.settle(op, op.file, &beyond, &mut from);
+        op.settled = from;
+        let turn = match turn {
             Turn::Clear => self.free(op, op.file, &beyond),
             turn => turn,
         };

@@ -56,9 +56,7 @@ impl<E: Clone> Engine<E> {
     #[must_use]
     pub fn aged(&self, file: FileKey, since: u64) -> Vec<Range<u64>> {
         let Some(state) = self.files.get(&file) else { return Vec::new() };
-        let pages = &state.pages;
-        let old = |f: &&u64| pages.folio_dirty_since(**f).is_some_and(|at| at <= since);
-        pages.folios.keys().filter(old).map(|f| pages.folio_span(*f)).collect()
+        state.pages.aged(since).map(|f| state.pages.folio_span(f)).collect()
     }
 
     /// All files.

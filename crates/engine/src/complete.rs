@@ -92,7 +92,7 @@ impl<E: Clone> Engine<E> {
             Effect::WriteBack { range } | Effect::Untrap { range, .. }
                 if op.phase == Phase::Fill
                     && class != Class::DeviceLost
-                    && !(file == op.file && !clip(&page_span(&op.range), &range).is_empty()) =>
+                    && (file != op.file || clip(&page_span(&op.range), &range).is_empty()) =>
             {
                 let Some(state) = self.files.get_mut(&file) else { return };
                 state.pages.set_stubborn(range.start, true);
@@ -127,6 +127,7 @@ impl<E: Clone> Engine<E> {
                             && op.mode().is_none() =>
                     {
                         op.widened = true;
+                        op.settled = (MapKey(0), 0);
                         op.range = run;
                     }
                     _ => {

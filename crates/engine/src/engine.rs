@@ -7,6 +7,7 @@ use crate::file::{Claim, FileState, Pin};
 use crate::op::{Effect, Flight, Op, Phase, Turn};
 use crate::pages::page_span;
 use crate::queue::Queues;
+use crate::range::RangeSet;
 use crate::{
     Action, ActionKey, FileKey, Observed, OpKey, Outcome, Owner, PAGE_BYTES, PinKey, Refusal,
     Request, Stats, Step, WaitFor,
@@ -278,13 +279,12 @@ impl<E: Clone> Engine<E> {
         let needed = self.folios_of(&op.range);
         let mut pinned = 0;
         for file in self.files.values() {
-            let held = |folio: &&u64| {
-                let span = file.pages.folio_span(**folio);
-                file.pins.iter().any(|(k, p)| {
-                    Some(*k) != op.pin && !crate::pages::clip(&p.range, &span).is_empty()
-                })
-            };
-            pinned += file.pages.folios.keys().filter(held).count() as u64;
+            let mut held = RangeSet::new();
+            for (_, pin) in file.pins.iter().filter(|(k, _)| Some(**k) != op.pin) {
+                held.add(file.pages.folios_of(&pin.range));
+            }
+            let frames = |r: Range<u64>| file.pages.folios.range(r).count() as u64;
+            pinned += held.iter().map(|(folios, ())| frames(folios)).sum::<u64>();
         }
         Refusal::Full { needed_frames: needed, pinned_frames: pinned }
     }
@@ -320,6 +320,7 @@ impl<E: Clone> Engine<E> {
                     let span = state.pages.folio_span(*folio);
                     state.spoiled.remove(span);
                     state.pages.remove_folio(*folio);
+                    state.heat.remove(*folio..*folio + 1);
                 }
                 Effect::WriteBack { .. } | Effect::Change => state.trust.change_begins(),
                 Effect::Fetch { range, zero: true, .. } => {

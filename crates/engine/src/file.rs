@@ -120,9 +120,18 @@ impl FileState {
         for run in self.pages.dirty_runs(range) {
             set.add(page_span(&run));
         }
+        for (held, ()) in self.trap_holders().iter() {
+            set.add(clip(&held, &page_span(range)));
+        }
+        set
+    }
+
+    /// The pages under write pins.
+    pub(crate) fn trap_holders(&self) -> RangeSet {
+        let mut set = RangeSet::new();
         for pin in self.pins.values().filter(|p| p.mode.writes()) {
             let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
-            set.add(clip(&clip(&pin.pages(), &(0..end)), &page_span(range)));
+            set.add(clip(&pin.pages(), &(0..end)));
         }
         set
     }

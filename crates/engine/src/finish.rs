@@ -98,7 +98,10 @@ impl<E: Clone> Engine<E> {
                 turn => return turn,
             }
         }
-        self.settle(op, op.file, &op.range)
+        let mut from = op.settled;
+        let turn = self.settle(op, op.file, &op.range, &mut from);
+        op.settled = from;
+        turn
     }
 
     pub(crate) fn free_op(&mut self, op: &mut Op<E>) -> Turn<E> {

@@ -58,6 +58,8 @@ pub(crate) struct Op<E> {
     pub(crate) unwinding: bool,
     /// First folio that may still need filling.
     pub(crate) cursor: u64,
+    /// Traps before this place it has lifted, or found needed.
+    pub(crate) settled: (MapKey, u64),
     /// What `Scan` or `TakeDirty` has still to ask.
     pub(crate) queue: Vec<(Option<MapKey>, Range<u64>)>,
     /// The phase has filled its queue.
@@ -122,6 +124,7 @@ impl<E> Op<E> {
             refusal: None,
             unwinding: false,
             cursor: 0,
+            settled: (MapKey(0), 0),
             queue: Vec::new(),
             queued: false,
             fetched: RangeSet::new(),
@@ -152,6 +155,7 @@ impl<E> Op<E> {
         self.phase = phase;
         self.queued = false;
         self.cursor = 0;
+        self.settled = (MapKey(0), 0);
     }
 }
 

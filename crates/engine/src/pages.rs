@@ -6,7 +6,7 @@
 //! edge, the page at end of file) lists those bytes in `partial`: write-back must write exactly
 //! them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::bitmap::Bitmap;
@@ -18,6 +18,7 @@ use crate::{FrameId, PAGE_BYTES};
 pub(crate) struct Folio {
     pub(crate) frame: FrameId,
     valid: Bitmap,
+    valid_pages: u64,
     /// Allocated with the first dirty page: most folios never have one.
     dirty: Option<Bitmap>,
     /// When the oldest of the dirty pages became so, in the caller's clock.
@@ -33,6 +34,7 @@ pub(crate) struct Folio {
 /// # Invariants
 /// - A page beyond `limit()` is neither valid nor dirty; no byte beyond `bytes` is dirty.
 /// - `partial` lies inside dirty pages; a dirty page without a partial range is dirty in all bytes.
+/// - `dirty` holds exactly the folios with a dirty page; `valid_pages` counts.
 /// - `full` holds exactly the folios whose every page up to `limit()` is valid.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
@@ -40,7 +42,10 @@ pub(crate) struct Pages {
     bytes: u64,
     pub(crate) folios: BTreeMap<u64, Folio>,
     full: RangeSet,
+    /// Folios with a dirty page.
+    dirty: BTreeSet<u64>,
     partial: RangeSet,
+    valid_pages: u64,
 }
 
 fn floor(at: u64) -> u64 {
@@ -70,7 +75,9 @@ impl Pages {
             bytes: 0,
             folios: BTreeMap::new(),
             full: RangeSet::new(),
+            dirty: BTreeSet::new(),
             partial: RangeSet::new(),
+            valid_pages: 0,
         }
     }
 
@@ -126,6 +133,7 @@ impl Pages {
             Folio {
                 frame,
                 valid: Bitmap::new(bits),
+                valid_pages: 0,
                 dirty: None,
                 dirty_since: 0,
                 stubborn: false,
@@ -145,7 +153,10 @@ impl Pages {
         self.full.remove(folio..folio + 1);
         let span = self.folio_span(folio);
         self.partial.remove(span);
-        self.folios.remove(&folio).map(|f| f.frame)
+        self.dirty.remove(&folio);
+        let gone = self.folios.remove(&folio)?;
+        self.valid_pages -= gone.valid_pages;
+        Some(gone.frame)
     }
 
     #[cfg(test)]
@@ -256,6 +267,11 @@ impl Pages {
         let file = clip(&self.folio_span(folio), &(0..self.limit()));
         let bits = self.bits(folio, &file);
         let full = !bits.is_empty() && self.folios.get(&folio).is_some_and(|f| f.valid.all(bits));
+        if let Some(f) = self.folios.get_mut(&folio) {
+            let pages = f.valid.count(0..(self.frame_bytes / PAGE_BYTES) as u32);
+            self.valid_pages = self.valid_pages + pages - f.valid_pages;
+            f.valid_pages = pages;
+        }
         if full {
             self.full.add(folio..folio + 1);
         } else {
@@ -293,6 +309,7 @@ impl Pages {
                 }
             }
             dirty.set(all);
+            self.dirty.insert(folio);
             let whole = self.bytes_of(folio, &whole);
             self.partial.remove(whole);
         }
@@ -300,8 +317,7 @@ impl Pages {
 
     /// The bytes of `range` are no longer dirty.
     pub(crate) fn clear_dirty(&mut self, range: &Range<u64>) {
-        let touched: Vec<u64> =
-            self.folios.range(self.folios_of(range)).map(|(&folio, _)| folio).collect();
+        let touched: Vec<u64> = self.dirty.range(self.folios_of(range)).copied().collect();
         for folio in touched {
             let span = clip(range, &self.folio_span(folio));
             let bits = self.bits(folio, &span);
@@ -331,14 +347,16 @@ impl Pages {
             }
             if !dirty.any(0..bitmap_bits) {
                 f.dirty = None;
+                self.dirty.remove(&folio);
             }
         }
     }
 
     /// The first stretch of dirty bytes of `range`, inside one folio.
     pub(crate) fn next_dirty(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        for (&folio, f) in self.folios.range(self.folios_of(range)) {
-            let Some(dirty) = &f.dirty else { continue };
+        for &folio in self.dirty.range(self.folios_of(range)) {
+            let dirty = self.folios.get(&folio).and_then(|f| f.dirty.as_ref());
+            let Some(dirty) = dirty else { continue };
             let mut bits = self.bits(folio, range);
             while let Some(run) = dirty.first_run(bits.clone(), true) {
                 let run = clip(&self.bytes_of(folio, &run), range);
@@ -382,8 +400,15 @@ impl Pages {
         self.folios.get(&folio).is_some_and(|f| !f.valid.any(span) && f.dirty.is_none())
     }
 
-    pub(crate) fn folio_dirty_since(&self, folio: u64) -> Option<u64> {
-        self.folios.get(&folio).filter(|f| f.dirty.is_some()).map(|f| f.dirty_since)
+    /// Folios with pages that became dirty at or before `since`.
+    pub(crate) fn aged(&self, since: u64) -> impl Iterator<Item = u64> {
+        let old = move |f: &&u64| self.folios.get(f).is_some_and(|f| f.dirty_since <= since);
+        self.dirty.iter().filter(old).copied()
+    }
+
+    /// All bytes that are valid.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.valid_pages * PAGE_BYTES
     }
 
     /// The size changed. Shrinking forgets what lay beyond; the page that now holds the end loses
@@ -412,65 +437,15 @@ impl Pages {
     /// Bytes of host memory that the records themselves take (estimate: node overhead included).
     pub(crate) fn record_bytes(&self) -> u64 {
         let node = 24;
-        let folios: usize = self
-            .folios
-            .values()
-            .map(|f| {
-                let dirty = f.dirty.as_ref().map_or(0, Bitmap::heap_bytes);
-                size_of::<Folio>() + node + f.valid.heap_bytes() + dirty
-            })
-            .sum();
+        let bitmap = Bitmap::new((self.frame_bytes / PAGE_BYTES) as u32).heap_bytes();
+        let folios = self.folios.len() * (size_of::<Folio>() + node + bitmap)
+            + self.dirty.len() * (node + bitmap);
         (folios + (self.full.len() + self.partial.len()) * (node + 16)) as u64
-    }
-
-    /// Checks the type's invariants; the message names what is broken.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let bits = (self.frame_bytes / PAGE_BYTES) as u32;
-        for (&folio, f) in &self.folios {
-            let file = clip(&self.folio_span(folio), &(0..self.limit()));
-            let inside = self.bits(folio, &file);
-            if f.valid.any(inside.end..bits) {
-                return Err(format!("folio {folio}: valid pages past end of file {}", self.bytes));
-            }
-            if let Some(d) = &f.dirty {
-                if d.any(inside.end..bits) {
-                    return Err(format!(
-                        "folio {folio}: dirty pages past end of file {}",
-                        self.bytes
-                    ));
-                }
-                if !d.any(0..bits) {
-                    return Err(format!("folio {folio}: an empty dirty bitmap is kept"));
-                }
-            }
-            let full = !inside.is_empty() && f.valid.all(inside);
-            if full != self.full.get(folio).is_some() {
-                return Err(format!("folio {folio}: full={full} disagrees with the set"));
-            }
-        }
-        for (range, ()) in self.partial.iter() {
-            if range.end > self.bytes {
-                return Err(format!("partial {range:?} past end of file {}", self.bytes));
-            }
-            for page in (floor(range.start)..range.end).step_by(PAGE_BYTES as usize) {
-                let folio = self.folio_of(page);
-                let bit = ((page - folio * self.frame_bytes) / PAGE_BYTES) as u32;
-                let dirty = self.folios.get(&folio).and_then(|f| f.dirty.as_ref());
-                if !dirty.is_some_and(|d| d.get(bit)) {
-                    return Err(format!("partial {range:?} on a clean page {page:#x}"));
-                }
-                if self.partial.covers(page..page + PAGE_BYTES) {
-                    return Err(format!("page {page:#x} is partial in all its bytes"));
-                }
-            }
-        }
-        if self.full.iter().any(|(r, ())| r.into_iter().any(|f| !self.folios.contains_key(&f))) {
-            return Err("a full folio has no frame".into());
-        }
-        Ok(())
     }
 }
 
+#[path = "pages_check.rs"]
+mod check;
 #[cfg(test)]
 #[path = "pages_tests.rs"]
 mod tests;

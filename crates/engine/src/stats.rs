@@ -41,7 +41,7 @@ impl<E: Clone> Engine<E> {
     /// Valid bytes on the device, of all files.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        self.files.values().map(|f| f.pages.valid_bytes(&(0..f.pages.limit()))).sum()
+        self.files.values().map(|f| f.pages.resident_bytes()).sum()
     }
 
     /// Dirty bytes on the device, of all files.
@@ -60,7 +60,7 @@ impl<E: Clone> Engine<E> {
     /// Bytes of host memory that the records take (estimate).
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
-        self.files.values().map(|f| f.pages.record_bytes()).sum::<u64>()
+        self.files.values().map(|f| f.pages.record_bytes() + 48 * f.heat.len() as u64).sum::<u64>()
             + self.queues.record_bytes()
     }
 }

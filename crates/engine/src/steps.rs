@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use crate::file::FileState;
+use crate::file::{FileState, Map};
 use crate::op::{Effect, Op, Turn};
 use crate::pages::{clip, page_span};
 use crate::queue::{Resident, Standing, Victim};
-use crate::{Action, Engine, FileKey, Mode, OpKey, PinKey, Refusal, WaitFor};
+use crate::range::RangeSet;
+use crate::{Action, Engine, FileKey, MapKey, Mode, OpKey, PinKey, Refusal, WaitFor};
 
 /// How many folios that could not be written back before a request tries again for a frame.
 const TRIES: usize = 8;
@@ -21,6 +22,22 @@ impl FileState {
             Some(locked) => Ok(span.start..locked.start),
             None => Ok(span.clone()),
         }
+    }
+
+    /// The first trapped pages of `range` in a mapping that are neither dirty nor `held`.
+    fn next_needless(&self, m: &Map, held: &RangeSet, range: &Range<u64>) -> Option<Range<u64>> {
+        let mut rest = range.clone();
+        while !rest.is_empty() {
+            let trapped = m.trapped.overlaps(rest.clone()).next()?.0;
+            let dirty = self.pages.next_dirty(&trapped).map(|r| page_span(&r));
+            let pins = held.overlaps(trapped.clone()).next().map(|(r, ())| r);
+            match dirty.into_iter().chain(pins).min_by_key(|r| r.start) {
+                Some(needed) if needed.start <= trapped.start => rest.start = needed.end,
+                Some(needed) => return Some(trapped.start..needed.start),
+                None => return Some(trapped),
+            }
+        }
+        None
     }
 
     fn write_pin_over(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
@@ -90,27 +107,39 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    /// Lifts the next trap of `range` that nothing needs any more.
-    pub(crate) fn settle(&self, op: &Op<E>, file: FileKey, range: &Range<u64>) -> Turn<E> {
+    /// Lifts the next trap of `range` that nothing needs any more, of those at or behind `from`: it
+    /// moves on past what was looked at.
+    pub(crate) fn settle(
+        &self,
+        op: &Op<E>,
+        file: FileKey,
+        range: &Range<u64>,
+        from: &mut (MapKey, u64),
+    ) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
+        let held = state.trap_holders();
         let mut io = false;
-        for (&map, m) in &state.maps {
-            let trapped: Vec<Range<u64>> =
-                m.trapped.overlaps(clip(&m.range, &page_span(range))).map(|(r, ())| r).collect();
-            for run in trapped {
-                for gap in state.must_trap(&run).gaps(run.clone()) {
-                    match state.unlocked(&gap, op.key) {
-                        Err(_) => io = true,
-                        Ok(open) => {
-                            return Turn::Act {
-                                action: Action::Untrap { file, map, range: open.clone() },
-                                file,
-                                effect: Effect::Untrap { map, range: open.clone() },
-                                locks: vec![(file, open)],
-                            };
-                        }
-                    }
+        for (&map, m) in state.maps.range(from.0..) {
+            let mut rest = clip(&m.range, &page_span(range));
+            if map == from.0 {
+                rest = clip(&rest, &(from.1..u64::MAX));
+            }
+            while let Some(gap) = state.next_needless(m, &held, &rest) {
+                let open = state.unlocked(&gap, op.key);
+                if !io {
+                    *from = (map, gap.start);
                 }
+                let Ok(open) = open else {
+                    io = true;
+                    rest.start = gap.end;
+                    continue;
+                };
+                return Turn::Act {
+                    action: Action::Untrap { file, map, range: open.clone() },
+                    file,
+                    effect: Effect::Untrap { map, range: open.clone() },
+                    locks: vec![(file, open)],
+                };
             }
         }
         if io { Turn::Blocked(WaitFor::Io) } else { Turn::Clear }
@@ -348,6 +377,7 @@ impl<E: Clone> Engine<E> {
         self.stats.evicted_bytes += victim.pages.valid_bytes(&old_span);
         self.stats.evictions += 1;
         victim.spoiled.remove(old_span.clone());
+        victim.heat.remove(from.1..from.1 + 1);
         let Some(frame) = victim.pages.remove_folio(from.1) else {
             return Turn::Blocked(WaitFor::Io);
         };
@@ -367,7 +397,7 @@ impl<E: Clone> Engine<E> {
         op.victim = Some(it);
         let span = victim.pages.folio_span(it.folio);
         let turn = match self.clean(op, it.file, &span, true) {
-            Turn::Clear => self.settle(op, it.file, &span),
+            Turn::Clear => self.settle(op, it.file, &span, &mut (MapKey(0), 0)),
             turn => turn,
         };
         // Nothing to do for it now means that somebody else is doing it.
