@@ -98,7 +98,7 @@ impl<E: Clone> Engine<E> {
             self.pin_files.remove(pin);
         }
         let frames: Vec<_> = state.pages.folios.iter().map(|(k, f)| (*k, f.frame)).collect();
-        self.frames_used -= frames.len() as u64;
+        self.frames_freed(frames.len() as u64);
         self.note_change();
         Some((frames, lost))
     }

@@ -172,7 +172,7 @@ impl<E: Clone> Engine<E> {
             }
             (Effect::Allocate { folio }, Reply::Frame(frame)) => self.adopt(file, folio, frame),
             (Effect::Steal { folio, frame }, Reply::Done) => self.adopt(file, folio, frame),
-            (Effect::Free { .. }, Reply::Done) => self.frames_used -= 1,
+            (Effect::Free { .. }, Reply::Done) => self.frames_freed(1),
             (Effect::Fetch { range, zero, stale }, Reply::Fetched { short }) => {
                 self.fetched(op, file, &range, (zero, stale, short));
             }
@@ -207,6 +207,12 @@ impl<E: Clone> Engine<E> {
             (Effect::Expel, Reply::Done) => {}
             (effect, _) => debug_assert!(false, "reply does not fit {effect:?}"),
         }
+    }
+
+    /// The device has frames again: should it have had fewer than the budget says, it may now.
+    pub(crate) fn frames_freed(&mut self, count: u64) {
+        self.frames_used -= count;
+        self.budget_frames = self.config.budget_frames;
     }
 
     /// Nobody can tell what the device stored to: all that it may have.

@@ -47,6 +47,7 @@ pub struct Engine<E> {
     /// Pins by file, so that a release need not name it.
     pub(crate) pin_files: BTreeMap<PinKey, FileKey>,
     next: u64,
+    next_file: u32,
     /// Something happened that a waiting request may care for.
     changed: bool,
 }
@@ -69,6 +70,7 @@ impl<E: Clone> Engine<E> {
             tick: 0,
             pin_files: BTreeMap::new(),
             next: 0,
+            next_file: 0,
             changed: false,
         }
     }
@@ -85,7 +87,11 @@ impl<E: Clone> Engine<E> {
 
     /// Makes a file known, as observed now.
     pub fn add_file(&mut self, observed: Observed) -> FileKey {
-        let key = FileKey(self.fresh() as u32);
+        // The last one names no file; and none is given twice while it is in use.
+        let free = |key: &FileKey| key.0 != u32::MAX && !self.files.contains_key(key);
+        let keys = (0..=u32::MAX).map(|n| FileKey(self.next_file.wrapping_add(n)));
+        let key = keys.into_iter().find(free).unwrap_or(FileKey(u32::MAX));
+        self.next_file = key.0.wrapping_add(1);
         let mut file = FileState::new(self.config.frame_bytes, observed.epoch);
         file.pages.resize(observed.bytes);
         self.files.insert(key, file);
@@ -266,8 +272,10 @@ impl<E: Clone> Engine<E> {
         if !op.patient && wait == WaitFor::Pins {
             return Some(Refusal::WouldBlock);
         }
-        let polite = op.phase == Phase::Admit && matches!(self.may_enter(key, op), Ok(false));
-        let stuck = !polite && self.is_stuck(op, self.blockers(key, op));
+        // Pins and changes have been judged when they tried to enter.
+        let enters = matches!(op.request, Request::Pin { .. } | Request::Change { .. });
+        let judged = enters && op.phase == Phase::Admit;
+        let stuck = !judged && self.is_stuck(op, self.blockers(key, op));
         match wait {
             WaitFor::Frames if stuck || !op.patient => Some(self.full(op)),
             _ if stuck => Some(Refusal::WouldDeadlock),

@@ -136,13 +136,19 @@ impl FileState {
         set
     }
 
-    /// Pages on frames inside `range` that are neither valid nor held by a pin.
-    pub(crate) fn unserved(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+    /// The pages that pins hold: none beyond their cuts.
+    pub(crate) fn held_pages(&self) -> RangeSet {
         let mut held = RangeSet::new();
         for pin in self.pins.values() {
             let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
             held.add(clip(&pin.pages(), &(0..end)));
         }
+        held
+    }
+
+    /// Pages on frames inside `range` that are neither valid nor held by a pin.
+    pub(crate) fn unserved(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let held = self.held_pages();
         let runs = self.pages.invalid_runs(range);
         runs.into_iter().flat_map(|run| held.gaps(run)).collect()
     }

@@ -52,6 +52,8 @@ pub(crate) struct Op<E> {
     pub(crate) pin: Option<PinKey>,
     pub(crate) inflight: u32,
     pub(crate) waiting: Option<WaitFor>,
+    /// For whom it was last found to wait in `Admit`, and not for ever.
+    pub(crate) waits_for: Option<Vec<Owner>>,
     /// Why it fails; what it holds is undone before that is reported.
     pub(crate) refusal: Option<Refusal<E>>,
     /// Undoing has begun.
@@ -121,6 +123,7 @@ impl<E> Op<E> {
             pin: None,
             inflight: 0,
             waiting: None,
+            waits_for: None,
             refusal: None,
             unwinding: false,
             cursor: 0,

@@ -1,6 +1,7 @@
 //! The steps that requests are made of. Each looks at the state as it is now and finds the next
 //! thing to do; none remembers anything between calls.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::file::{FileState, Map};
@@ -360,7 +361,15 @@ impl<E: Clone> Engine<E> {
         let heat = |f: FileKey, folio| {
             self.files.get(&f).and_then(|s| s.heat.get(folio)).copied().unwrap_or(0)
         };
-        let standing = |f, folio, born| match self.standing(f, folio, born) {
+        // Not every pin is asked about every folio.
+        let held: BTreeMap<FileKey, RangeSet> =
+            self.files.iter().map(|(key, state)| (*key, state.held_pages())).collect();
+        let pinned = |f: FileKey, folio: u64| {
+            let span = folio * self.config.frame_bytes;
+            let span = span..span.saturating_add(self.config.frame_bytes);
+            held.get(&f).is_some_and(|held| held.intersects(span))
+        };
+        let standing = |f, folio, born| match self.standing_if(f, folio, born, pinned(f, folio)) {
             Standing::Dirty | Standing::Stubborn if op.passed.contains(&(f, folio)) => {
                 Standing::Held
             }
@@ -413,12 +422,18 @@ impl<E: Clone> Engine<E> {
     }
 
     pub(crate) fn standing(&self, file: FileKey, folio: u64, born: u64) -> Standing {
+        let state = self.files.get(&file);
+        let pinned = state.is_some_and(|s| s.is_pinned(&s.pages.folio_span(folio)));
+        self.standing_if(file, folio, born, pinned)
+    }
+
+    fn standing_if(&self, file: FileKey, folio: u64, born: u64, pinned: bool) -> Standing {
         let Some(state) = self.files.get(&file) else { return Standing::Gone };
         if state.pages.folios.get(&folio).is_none_or(|f| f.born != born) {
             return Standing::Gone;
         }
         let span = state.pages.folio_span(folio);
-        if state.is_pinned(&span) {
+        if pinned {
             Standing::Held
         } else if state.is_locked(&span, OpKey(u64::MAX)) {
             Standing::Busy

@@ -150,11 +150,17 @@ impl<E: Clone> Engine<E> {
 
     /// Whether a pin or change may be admitted now: `Ok(true)`, has to queue: `Ok(false)`, or would
     /// queue for ever: `Err`.
-    pub(crate) fn may_enter(&self, key: OpKey, op: &Op<E>) -> Result<bool, ()> {
+    pub(crate) fn may_enter(&self, key: OpKey, op: &mut Op<E>) -> Result<bool, ()> {
         let hard = self.blockers(key, op);
         if !hard.owners.is_empty() {
-            return if op.patient && self.is_stuck(op, hard) { Err(()) } else { Ok(false) };
+            // Whoever else closes a cycle is told so; what this one waits for has not changed.
+            if !op.patient || op.waits_for.as_ref() == Some(&hard.owners) {
+                return Ok(false);
+            }
+            op.waits_for = Some(hard.owners.clone());
+            return if self.is_stuck(op, hard) { Err(()) } else { Ok(false) };
         }
+        op.waits_for = None;
         let ahead = self.ahead(key, op);
         // Politeness only: whom it would starve goes first.
         Ok(ahead.is_empty() || self.is_stuck(op, Blockers { owners: ahead, any: false }))

@@ -210,3 +210,43 @@ fn of_a_request_that_is_withdrawn_nothing_remains() {
     assert_eq!(b.run(op), Some(Err(Refusal::Failed(7))));
     assert!(b.engine.is_away(file, &(0..P)));
 }
+
+/// Others use the device, too: that it was full once says nothing for ever.
+#[test]
+fn a_budget_that_the_device_did_not_have_is_tried_again_when_frames_were_freed() {
+    let (mut b, file) = Bench::new(3, 64);
+    assert!(b.fetches(1, file, 0..P));
+    b.broken = Box::new(|a| {
+        let full = Reply::Failed { class: Class::NoFrame, error: 28 };
+        matches!(a, Action::Allocate { .. }).then_some(full)
+    });
+    assert!(b.fetches(1, file, 16 * P..17 * P));
+    assert_eq!(b.engine.frames_used(), 1, "it gets on with what there is");
+    b.broken = Box::new(|_| None);
+    let op = b.submit(1, pin(file, 0..32 * P, Mode::Read));
+    assert!(matches!(b.run(op), Some(Err(Refusal::Full { .. }))));
+    b.done(1, Request::Evict { file, range: 0..64 * P });
+    b.granted(1, pin(file, 0..48 * P, Mode::Read));
+}
+
+/// Whether a store past the end of file came before or after the file grew over it nobody can tell:
+/// what lies inside the file when the pin ends is kept, as nothing that was inside may be lost.
+#[test]
+fn of_stores_past_the_end_those_inside_at_the_release_are_kept() {
+    let (mut b, file) = Bench::new(3, 1);
+    b.now = at(3000, 1);
+    b.done(1, Request::Resize { file, bytes: 3000 });
+    for (grown, kept) in [(3000, 3000), (3500, 3500)] {
+        b.now = at(3000, 1);
+        b.done(1, Request::Resize { file, bytes: 3000 });
+        let held = b.granted(1, pin(file, 0..P, Mode::Write));
+        b.now = at(grown, 1);
+        b.done(2, Request::Resize { file, bytes: grown });
+        b.dirty = one(0..P);
+        let op = b.submit(1, Request::Release { pin: held, keep: false });
+        let Some(Ok(Outcome::Released { written_bytes, lost_bytes, cut })) = b.run(op) else {
+            panic!()
+        };
+        assert_eq!((written_bytes, lost_bytes, cut), (kept, 0, None));
+    }
+}
