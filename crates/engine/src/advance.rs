@@ -279,12 +279,10 @@ impl<E: Clone> Engine<E> {
     fn fill_or_recheck(&mut self, op: &mut Op<E>) -> Turn<E> {
         if !op.short {
             let turn = self.fill(op);
-            if !matches!(turn, Turn::Clear) || op.inflight > 0 || !op.short {
-                if matches!(turn, Turn::Clear) && op.inflight == 0 {
-                    return self.still_inside(op);
-                }
-                return turn;
-            }
+            return match turn {
+                Turn::Clear if op.inflight == 0 => self.still_inside(op),
+                turn => turn,
+            };
         }
         // A fetch met the end of file early: learn the size, then judge.
         if op.inflight > 0 {
@@ -294,7 +292,12 @@ impl<E: Clone> Engine<E> {
             op.queued = true;
             return look(op.file);
         }
-        self.still_inside(op)
+        (op.short, op.queued) = (false, false);
+        match self.still_inside(op) {
+            // It has grown back; other pages may not have been filled.
+            Turn::Clear => Turn::Again,
+            turn => turn,
+        }
     }
 
     fn still_inside(&mut self, op: &mut Op<E>) -> Turn<E> {

@@ -78,15 +78,22 @@ impl<E: Clone> Engine<E> {
                 op.stay_untidy = class != Class::DeviceLost;
             }
             // What else there is to write is written first.
-            Effect::WriteBack { range } if op.mode().is_none() && class != Class::DeviceLost => {
+            Effect::WriteBack { range } if op.mode().is_none() => {
                 op.unwritten.add(range);
-                op.trouble.get_or_insert(error);
+                match class {
+                    // Merely to lift a trap.
+                    _ if op.phase != Phase::Clean => {}
+                    Class::DeviceLost => drop(op.refusal.get_or_insert(Refusal::Failed(error))),
+                    _ => drop(op.trouble.get_or_insert(error)),
+                }
             }
-            // It was merely due.
+            // It was merely due: the next flush that leaves it out says so again.
             Effect::WriteBack { range }
                 if op.phase == Phase::Clean && class != Class::DeviceLost =>
             {
-                op.unwritten.add(range);
+                if let Some(state) = self.files.get_mut(&file) {
+                    state.due.remove(range);
+                }
             }
             // One folio that cannot go is no reason not to take another's frame.
             Effect::WriteBack { range } | Effect::Untrap { range, .. }

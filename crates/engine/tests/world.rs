@@ -9,6 +9,8 @@
 mod actors;
 #[path = "world/model.rs"]
 mod model;
+#[path = "world/performer.rs"]
+mod performer;
 #[path = "world/twins.rs"]
 mod twins;
 

@@ -250,3 +250,59 @@ fn of_stores_past_the_end_those_inside_at_the_release_are_kept() {
         assert_eq!((written_bytes, lost_bytes, cut), (kept, 0, None));
     }
 }
+
+/// To lift a trap it needs no more mappings to lift all of the trapped stretch, which has to be
+/// written back for that: what cannot be is tried once.
+#[test]
+fn a_release_does_not_try_for_ever_to_make_a_trap_liftable() {
+    let (mut b, file) = Bench::new(8, 64);
+    b.map(file, 0..64);
+    b.away(1, file, 0..2 * P);
+    let held = b.granted(1, pin(file, 2 * P..4 * P, Mode::Write));
+    b.broken = Box::new(|a| match a {
+        Action::Untrap { .. } => Some(NO_VMAS),
+        Action::WriteBack { .. } | Action::TakeDirty { .. } => Some(LOST),
+        _ => None,
+    });
+    b.now = at(3 * P, 1);
+    b.done(2, Request::Resize { file, bytes: 3 * P });
+    let op = b.submit(1, Request::Release { pin: held, keep: true });
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(19))));
+}
+
+/// It had shrunk and grown back: what else is missing is fetched all the same.
+#[test]
+fn a_fetch_that_met_the_end_of_file_in_passing_leaves_no_page_out() {
+    let (mut b, file) = Bench::new(8, 32);
+    assert!(b.fetches(2, file, 0..P));
+    let evict = b.submit(2, Request::Evict { file, range: 0..32 * P });
+    let freeing = b.until(evict, |a| matches!(a, Action::Free { .. }));
+    let op = b.submit(1, pin(file, 0..32 * P, Mode::Read));
+    let fetching = b.until_fetch(op);
+    b.engine.complete(fetching, Reply::Fetched { short: true });
+    assert_eq!(b.run(op), None);
+    b.engine.complete(freeing, Reply::Done);
+    let Some(Ok(Outcome::Pinned(held))) = b.run(op) else { panic!("not granted") };
+    assert!(b.engine.check_pin(held).unwrap());
+}
+
+/// Some bytes of a page that is otherwise unknown are due and cannot be written: the page cannot be
+/// fetched, so the pin is not granted.
+#[test]
+fn a_page_whose_due_bytes_cannot_go_home_is_not_granted_without_its_others() {
+    let (mut b, file) = Bench::new(8, 16);
+    b.away(1, file, 100..200);
+    let held = b.granted(1, pin(file, 100..200, Mode::Write));
+    b.done(9, Request::Flush { file, range: 0..P, skip_pinned: true });
+    b.done(1, Request::Release { pin: held, keep: true });
+    // Another's change of the rest.
+    b.now = at(16 * P, 2);
+    b.broken = Box::new(|a| matches!(a, Action::WriteBack { .. }).then_some(EIO));
+    let op = b.submit(1, pin(file, 0..P, Mode::Write));
+    assert_eq!(b.run(op), Some(Err(Refusal::Failed(5))));
+    b.broken = Box::new(|_| None);
+    b.done.clear();
+    b.granted(1, pin(file, 0..P, Mode::Write));
+    let fetched = |a: &Action| matches!(a, Action::Fetch { range, .. } if *range == (0..P));
+    assert!(b.done.iter().any(fetched));
+}

@@ -3,24 +3,18 @@
 use std::ops::Range;
 
 use pageferry_engine::{
-    Action, ActionKey, Class, Config, Engine, FileKey, FrameId, MapKey, Mode, OpKey, Outcome,
-    PAGE_BYTES, PinKey, Refusal, Reply, Request, Step, WaitFor,
+    Action, ActionKey, Config, Engine, FileKey, MapKey, Mode, OpKey, Outcome, PAGE_BYTES, PinKey,
+    Refusal, Reply, Request, Step, WaitFor,
 };
 
 use crate::model::Model;
-use crate::twins::{CELL, FILE_MAX, FRAME, TwinFile, TwinMap, Twins, cells, pages};
-
-const ACTORS: usize = 5;
-const FRAMES: u64 = 3;
-const ENOSPC: u32 = 28;
-const EIO: u32 = 5;
-const ENOMEM: u32 = 12;
+use crate::twins::{CELL, FILE_MAX, FRAME, TwinFile, TwinMap, Twins, cells};
 
 /// xorshift.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -29,7 +23,7 @@ impl Dice {
 }
 
 /// What a virtual thread is at.
-enum Task {
+pub enum Task {
     Idle,
     Asked {
         op: OpKey,
@@ -41,19 +35,22 @@ enum Task {
         range: Range<u64>,
         mode: Mode,
         stores: Vec<(u64, u32)>,
+        /// What its kernels may see at least.
+        floors: Vec<usize>,
         left: u64,
     },
 }
 
 /// What it asked for, with what it will need to judge the answer.
-enum Want {
+pub enum Want {
     Pin { file: FileKey, range: Range<u64>, mode: Mode, floors: Vec<usize> },
     Release { file: FileKey, range: Range<u64>, mode: Mode, stores: Vec<(u64, u32)> },
-    Write { file: FileKey, range: Range<u64>, value: u32 },
+    Write { file: FileKey, range: Range<u64>, claimed: Range<u64>, value: u32 },
     Resize { file: FileKey, bytes: u64, old: u64 },
     Read { file: FileKey, range: Range<u64>, floors: Vec<usize> },
     Touch { file: FileKey, map: MapKey, at: u64, store: Option<u32>, floor: usize },
     Close { file: FileKey },
+    Unmap { file: FileKey, map: MapKey },
     Other { file: FileKey },
 }
 
@@ -67,35 +64,42 @@ impl Want {
             | Want::Read { file, .. }
             | Want::Touch { file, .. }
             | Want::Close { file }
+            | Want::Unmap { file, .. }
             | Want::Other { file } => *file,
         }
     }
 }
 
 /// An action under way, and how many more moments it takes.
-struct Flight {
-    actor: usize,
-    key: ActionKey,
-    action: Action,
-    steps: u64,
-    reply: Option<Reply<u32>>,
+pub struct Flight {
+    pub actor: usize,
+    pub key: ActionKey,
+    pub action: Action,
+    pub steps: u64,
+    pub reply: Option<Reply<u32>>,
 }
 
 pub struct World {
-    dice: Dice,
-    engine: Engine<u32>,
-    twins: Twins,
-    model: Model,
-    actors: Vec<Task>,
-    flights: Vec<Flight>,
+    pub dice: Dice,
+    pub engine: Engine<u32>,
+    pub twins: Twins,
+    pub model: Model,
+    pub actors: Vec<Task>,
+    pub flights: Vec<Flight>,
     /// In per mille.
-    failures: u64,
+    pub failures: u64,
+    /// Some failures last: those of write-backs of every third folio.
+    pub lasting: bool,
+    /// The device may be lost; and it is.
+    may_lose: bool,
+    pub lost: bool,
+    frames: u64,
     next_value: u32,
     next_map: u64,
     /// Others change the files, too.
     outsiders: bool,
     /// Nobody can prove that nobody has changed a file: each look is a new epoch.
-    blind: bool,
+    pub blind: bool,
     clock: u64,
     loud: bool,
 }
@@ -105,19 +109,25 @@ impl World {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let failures = [0, 0, 20, 100][dice.roll(4) as usize];
         let (outsiders, blind) = (dice.roll(2) == 0, dice.roll(4) == 0);
+        let (actors, frames) = if dice.roll(4) == 0 { (14, 10) } else { (5, 3) };
+        let (lasting, may_lose) = (dice.roll(8) == 0, dice.roll(8) == 0);
         let config = Config {
             frame_bytes: FRAME,
-            budget_frames: FRAMES,
+            budget_frames: frames,
             touch_bytes: PAGE_BYTES << dice.roll(3),
         };
         let mut world = World {
             dice,
             engine: Engine::new(config),
-            twins: Twins::new(FRAMES as usize),
+            twins: Twins::new(frames as usize),
             model: Model::default(),
-            actors: (0..ACTORS).map(|_| Task::Idle).collect(),
+            actors: (0..actors).map(|_| Task::Idle).collect(),
             flights: Vec::new(),
             failures,
+            lasting,
+            may_lose,
+            lost: false,
+            frames,
             next_value: 1,
             next_map: 1,
             outsiders,
@@ -138,7 +148,7 @@ impl World {
         World { loud: true, ..World::new(seed) }
     }
 
-    fn say(&self, text: impl FnOnce() -> String) {
+    pub fn say(&self, text: impl FnOnce() -> String) {
         if self.loud {
             eprintln!("{}", text());
         }
@@ -160,27 +170,49 @@ impl World {
             if self.flights.is_empty() && self.actors.iter().all(|a| matches!(a, Task::Idle)) {
                 break;
             }
-            assert!(step < 20_000, "not everybody comes to an end: {}", self.stuck());
+            assert!(step < 60_000, "not everybody comes to an end: {}", self.stuck());
             self.step(false);
             self.check(step);
         }
-        self.failures = 0;
+        (self.failures, self.lasting) = (0, false);
         let files: Vec<FileKey> = self.twins.files.keys().copied().collect();
         for file in files {
             let maps: Vec<MapKey> = self.twins.files[&file].maps.keys().copied().collect();
             for map in maps {
                 self.finish(Request::MapOut { file, map });
             }
-            self.finish(Request::Close { file });
+            let away = self.close_at_end(file);
             let floors = self.model.floors(file, &(0..FILE_MAX));
             let twin = &self.twins.files[&file];
             for at in (0..twin.bytes).step_by(CELL as usize) {
                 let cell = (at / CELL) as usize;
-                self.model.judge(file, at, floors[cell], twin.cells[cell], "the file at the end");
+                if !away.contains(&at) {
+                    let seen = twin.cells[cell];
+                    self.model.judge(file, at, floors[cell], seen, "the file at the end");
+                }
             }
         }
         assert_eq!(self.engine.frames_used(), 0, "frames are left");
         assert!(self.twins.frames.iter().all(|f| !f.used), "device frames are left");
+    }
+
+    /// Closes a file; on a lost device it is given up: returns the cells whose newest bytes that cost.
+    fn close_at_end(&mut self, file: FileKey) -> Vec<u64> {
+        let cells = (0..FILE_MAX).step_by(CELL as usize);
+        let away: Vec<u64> =
+            cells.filter(|at| self.engine.is_away(file, &(*at..at + CELL))).collect();
+        if !self.lost || away.is_empty() {
+            self.finish(Request::Close { file });
+            return Vec::new();
+        }
+        let (frames, bytes) = self.engine.abandon(file).expect("nothing works on it");
+        assert_eq!(bytes, away.len() as u64 * CELL, "what is lost is told");
+        for (folio, frame) in frames {
+            let had = self.twins.files.get_mut(&file).expect("known").attached.remove(&folio);
+            assert_eq!(had, Some(frame), "a frame is given up where it is not");
+            self.twins.frames[frame.0 as usize].used = false;
+        }
+        away
     }
 
     fn stuck(&self) -> String {
@@ -228,16 +260,25 @@ impl World {
         if begin && self.outsiders && self.dice.roll(8) == 0 {
             return self.outsider();
         }
-        let actor = self.dice.roll(ACTORS as u64) as usize;
+        if begin && self.may_lose && !self.lost && self.dice.roll(400) == 0 {
+            self.say(|| "the device is lost".to_owned());
+            self.lost = true;
+        }
+        let actor = self.dice.roll(self.actors.len() as u64) as usize;
         match std::mem::replace(&mut self.actors[actor], Task::Idle) {
             Task::Idle if begin => self.begin(actor),
             Task::Idle => {}
             Task::Asked { op, want } => self.poll(actor, op, want),
-            Task::Holding { pin, file, range, mode, mut stores, left } => {
+            Task::Holding { pin, file, range, mode, mut stores, floors, left } => {
                 if left > 0 {
-                    self.use_pin(file, &range, mode, &mut stores);
+                    self.give_pin(pin);
+                    if !self.lost {
+                        self.load_pin(pin, file, &range, mode, &stores, &floors);
+                        self.use_pin(file, &range, mode, &mut stores);
+                    }
                     let left = left - 1;
-                    self.actors[actor] = Task::Holding { pin, file, range, mode, stores, left };
+                    self.actors[actor] =
+                        Task::Holding { pin, file, range, mode, stores, floors, left };
                 } else {
                     let keep = self.dice.roll(2) == 0;
                     let want = Want::Release { file, range, mode, stores };
@@ -290,12 +331,7 @@ impl World {
                 let want = Want::Pin { file, range: range.clone(), mode, floors };
                 self.ask(actor, Request::Pin { file, range, mode }, patient, want);
             }
-            9..=10 if self.model.is_free(file, &range) => {
-                self.model.claim(file, &range, true);
-                let value = self.value();
-                let want = Want::Write { file, range: range.clone(), value };
-                self.ask(actor, Request::Change { file, range, resizes: false }, true, want);
-            }
+            9..=10 => self.begin_change(actor, file, range),
             11 => self.begin_resize(actor, file),
             12..=13 => {
                 let floors = self.model.floors(file, &range);
@@ -326,10 +362,7 @@ impl World {
         let old = self.twins.files[&file].bytes;
         let bytes = self.dice.roll(5 * FRAME / CELL) * CELL;
         // Two at once on one file would leave the order of their effects open.
-        let busy = self.actors.iter().any(|t| {
-            matches!(t, Task::Asked { want: Want::Resize { file: f, .. } | Want::Write { file: f, .. }, .. } if *f == file)
-        });
-        if busy {
+        if self.wants().any(|(f, want)| f == file && matches!(want, Want::Resize { .. })) {
             return;
         }
         for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
@@ -338,9 +371,34 @@ impl World {
         self.ask(actor, Request::Resize { file, bytes }, true, Want::Resize { file, bytes, old });
     }
 
+    /// A write inside the file or beyond its end, or a change of all that lies behind.
+    fn begin_change(&mut self, actor: usize, file: FileKey, range: Range<u64>) {
+        let bytes = self.twins.files[&file].bytes;
+        let (range, asked, resizes, value) = match self.dice.roll(6) {
+            0 => {
+                let end = (range.end + self.dice.roll(12) * CELL).min(FILE_MAX);
+                let range = range.start..end;
+                (range.clone(), range, true, self.value())
+            }
+            1 => (range.start..bytes.max(range.end), range.start..u64::MAX, true, 0),
+            _ => (range.clone(), range, false, self.value()),
+        };
+        let behind = range.start..if asked.end == u64::MAX { FILE_MAX } else { range.end };
+        // What somebody else is given at the same time would leave the order open.
+        let cuts = |w: &Want| matches!(w, Want::Resize { .. });
+        let cut = self.wants().any(|(f, want)| f == file && cuts(want));
+        if !self.model.is_free(file, &behind) || value == 0 && cut {
+            return;
+        }
+        self.model.claim(file, &behind, true);
+        let want = Want::Write { file, range, claimed: behind, value };
+        self.ask(actor, Request::Change { file, range: asked, resizes }, true, want);
+    }
+
     fn begin_map(&mut self, actor: usize, file: FileKey) {
         let maps: Vec<MapKey> = self.twins.files[&file].maps.keys().copied().collect();
-        let in_use = self.actors.iter().any(|t| !matches!(t, Task::Idle | Task::Holding { .. }));
+        let ends = |w: &Want| matches!(w, Want::Unmap { .. });
+        let ending = self.wants().any(|(f, want)| f == file && ends(want));
         if maps.len() < 2 {
             let map = MapKey(self.next_map);
             self.next_map += 1;
@@ -349,14 +407,14 @@ impl World {
             let writable = self.is_writable(map);
             let request = Request::MapIn { file, map, range, writable };
             self.ask(actor, request, true, Want::Other { file });
-        } else if !in_use {
-            let want = Want::Other { file };
+        } else if !ending {
+            let want = Want::Unmap { file, map: maps[0] };
             self.ask(actor, Request::MapOut { file, map: maps[0] }, true, want);
         }
     }
 
     /// Every third mapping is read-only.
-    fn is_writable(&self, map: MapKey) -> bool {
+    pub fn is_writable(&self, map: MapKey) -> bool {
         !map.0.is_multiple_of(3)
     }
 
@@ -451,9 +509,12 @@ impl World {
         floor: usize,
     ) {
         let cell = at..at + CELL;
+        // Whoever ends a mapping accesses it no more.
+        let ends = |w: &Want| matches!(w, Want::Unmap { map: ending, .. } if *ending == map);
+        let ending = self.wants().any(|(_, want)| ends(want));
         let twin = self.twins.files.get_mut(&file).expect("a known file");
         let (page, index) = (at / PAGE_BYTES, (at / CELL) as usize);
-        let gone = at >= twin.bytes || !twin.maps.contains_key(&map);
+        let gone = ending || at >= twin.bytes || !twin.maps.contains_key(&map);
         if gone {
             // SIGBUS, or unmapped: no access.
             return if store.is_some() {
@@ -518,7 +579,9 @@ impl World {
             (Want::Pin { file, range, mode, floors }, Ok(Outcome::Pinned(pin))) => {
                 if mode != Mode::Overwrite {
                     let end = self.engine.pin_end(pin);
-                    for (at, floor) in (range.start..range.end).step_by(CELL as usize).zip(floors) {
+                    for (at, floor) in
+                        (range.start..range.end).step_by(CELL as usize).zip(floors.clone())
+                    {
                         // A copy that is failing for another pin is hidden before the engine hears.
                         let failing = self.flights.iter().any(|f| {
                             let failed = matches!(f.reply, Some(Reply::Failed { .. }));
@@ -526,19 +589,33 @@ impl World {
                                 if failed && *of == file && range.contains(&at))
                         });
                         if at < end && at < self.twins.files[&file].bytes && !failing {
+                            if !self.twins.is_present(file, at) {
+                                let may = self.failures > 0 || self.lost;
+                                assert!(may, "a pin's page at {at} is hidden");
+                                continue;
+                            }
                             let seen = self.twins.device_load(file, at);
                             self.model.judge(file, at, floor, seen, "a pin");
                         }
                     }
                 }
-                let left = self.dice.roll(4);
-                self.actors[actor] =
-                    Task::Holding { pin, file, range, mode, stores: Vec::new(), left };
+                // A release that could not ask has left marks behind: what an overwrite has zeroed there
+                // and does not store to may be taken for stored.
+                for at in (range.start..range.end).step_by(CELL as usize) {
+                    if mode == Mode::Overwrite && self.twins.is_marked(file, at) {
+                        self.model.begin(file, at, 0);
+                    }
+                }
+                let (left, stores) = (self.dice.roll(4), Vec::new());
+                self.actors[actor] = Task::Holding { pin, file, range, mode, stores, floors, left };
             }
             (Want::Pin { file, range, mode, .. }, Err(refusal)) => {
                 assert!(!matches!(refusal, Refusal::Gone | Refusal::BadRange), "{refusal:?}");
                 if let Refusal::Full { needed_frames, pinned_frames } = refusal {
-                    assert!(needed_frames + pinned_frames > FRAMES, "{refusal:?}");
+                    assert!(
+                        needed_frames + pinned_frames > self.frames || self.failures > 0,
+                        "{refusal:?}"
+                    );
                 }
                 if mode.writes() {
                     self.model.claim(file, &range, false);
@@ -559,13 +636,13 @@ impl World {
                     self.model.claim(file, &range, false);
                 }
             }
-            (Want::Write { file, range, value }, result) => {
+            (Want::Write { file, range, claimed, value }, result) => {
                 for at in (range.start..range.end).step_by(CELL as usize) {
-                    if result.is_ok() && at < self.twins.files[&file].bytes {
+                    if result.is_ok() {
                         self.model.complete(file, at, value);
                     }
                 }
-                self.model.claim(file, &range, false);
+                self.model.claim(file, &claimed, false);
             }
             (Want::Resize { file, bytes, old }, Ok(_)) => {
                 for at in (bytes.min(old)..FILE_MAX).step_by(CELL as usize) {
@@ -585,10 +662,47 @@ impl World {
                 self.touch(actor, file, map, at, store, floor);
             }
             (Want::Close { file }, Ok(_)) => self.closed(file),
-            (Want::Touch { file, at, store: Some(_), .. }, Err(_)) => {
-                self.model.claim(file, &(at..at + CELL), false);
+            (Want::Touch { file, map, at, store, .. }, Err(_)) => {
+                if store.is_some() {
+                    self.model.claim(file, &(at..at + CELL), false);
+                }
+                self.ask(actor, Request::Expel { file, map, at }, true, Want::Other { file });
             }
             _ => {}
+        }
+    }
+
+    /// A pin may change hands.
+    fn give_pin(&mut self, pin: PinKey) {
+        if self.dice.roll(6) == 0 {
+            let owner = self.dice.roll(self.actors.len() as u64 * 2) as u32;
+            self.engine.set_owner(pin, Some(owner).filter(|o| (*o as usize) < self.actors.len()));
+        }
+    }
+
+    /// Kernels load all that a pin holds.
+    fn load_pin(
+        &mut self,
+        pin: PinKey,
+        file: FileKey,
+        range: &Range<u64>,
+        mode: Mode,
+        stores: &[(u64, u32)],
+        floors: &[usize],
+    ) {
+        let known = self.engine.file_bytes(file).unwrap_or(0);
+        let end = self.engine.pin_end(pin).min(self.twins.files[&file].bytes).min(range.end);
+        for (n, at) in (range.start..end.min(known)).step_by(CELL as usize).enumerate() {
+            if !self.twins.is_present(file, at) {
+                assert!(self.failures > 0, "a pinned page at {at} of {file:?} is hidden");
+                continue;
+            }
+            let seen = self.twins.device_load(file, at);
+            if let Some((_, value)) = stores.iter().find(|(a, _)| *a == at) {
+                assert_eq!(seen, *value, "a store under the pin at {at} of {file:?} is gone");
+            } else if mode != Mode::Overwrite {
+                self.model.judge(file, at, floors[n], seen, "a held pin");
+            }
         }
     }
 
@@ -625,175 +739,6 @@ impl World {
             self.twins.device_store(file, at, value);
             self.model.begin(file, at, value);
             stores.push((at, value));
-        }
-    }
-
-    fn fly(&mut self, at: usize) {
-        let mut flight = self.flights.swap_remove(at);
-        if flight.reply.is_none() {
-            if flight.steps > 0 && self.dice.roll(3) > 0 {
-                flight.steps -= 1;
-                return self.flights.push(flight);
-            }
-            if self.dice.roll(1000) < self.failures {
-                flight.reply = self.failure(&flight.action);
-            }
-            if flight.reply.is_none() {
-                self.perform(&mut flight);
-            }
-            // The effect is there; the engine hears of it later.
-            return self.flights.push(flight);
-        }
-        let reply = flight.reply.expect("checked");
-        let (actor, key) = (flight.actor, flight.key);
-        self.say(|| format!("{actor} ends {key:?} {reply:?}"));
-        self.engine.complete(key, reply);
-    }
-
-    fn failure(&mut self, action: &Action) -> Option<Reply<u32>> {
-        let (class, error) = match action {
-            Action::Trap { .. } | Action::Untrap { .. } | Action::MapIn { .. } => {
-                (Class::OutOfVmas, ENOMEM)
-            }
-            Action::Allocate { .. } => (Class::Other, ENOMEM),
-            Action::Fetch { frame, range, .. } => {
-                // A failed copy leaves rubbish.
-                let there = range.start % FRAME..range.start % FRAME + (range.end - range.start);
-                self.twins.frames[frame.0 as usize].cells[cells(&there)].fill(0xDEAD);
-                (Class::Other, EIO)
-            }
-            Action::WriteBack { .. } => (Class::Other, ENOSPC),
-            _ => return None,
-        };
-        Some(Reply::Failed { class, error })
-    }
-
-    fn perform(&mut self, flight: &mut Flight) {
-        let reply = match flight.action.clone() {
-            Action::Observe { file } => {
-                let twin = self.twins.files.get_mut(&file).expect("known");
-                twin.epoch += u64::from(self.blind);
-                Reply::Observed(twin.observe())
-            }
-            Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
-            Action::Trap { file, map, range } => {
-                let stored = self.scan(file, map, &range);
-                self.with_map(file, map, |m| m.trapped.extend(pages(&range)));
-                Reply::Stored(stored)
-            }
-            Action::Untrap { file, map, range } => {
-                self.with_map(file, map, |m| {
-                    for page in pages(&range) {
-                        m.trapped.remove(&page);
-                        m.stored.insert(page);
-                    }
-                });
-                Reply::Done
-            }
-            Action::Allocate { file, folio } => {
-                let free =
-                    self.twins.frames.iter().position(|f| !f.used).expect("the budget is kept");
-                self.twins.frames[free].used = true;
-                self.attach(file, folio, FrameId(free as u32));
-                Reply::Frame(FrameId(free as u32))
-            }
-            Action::Steal { frame, from, to } => {
-                let had =
-                    self.twins.files.get_mut(&from.0).expect("known").attached.remove(&from.1);
-                assert_eq!(had, Some(frame), "a frame is stolen from where it is not");
-                self.attach(to.0, to.1, frame);
-                Reply::Done
-            }
-            Action::Free { frame, file, folio } => {
-                let had = self.twins.files.get_mut(&file).expect("known").attached.remove(&folio);
-                assert_eq!(had, Some(frame), "a frame is freed where it is not");
-                self.twins.frames[frame.0 as usize].used = false;
-                Reply::Done
-            }
-            Action::Fetch { file, frame, range, zero } => {
-                if zero {
-                    let there =
-                        range.start % FRAME..range.start % FRAME + (range.end - range.start);
-                    self.twins.frames[frame.0 as usize].cells[cells(&there)].fill(0);
-                } else {
-                    self.twins.copy(file, frame, &range, false);
-                }
-                Reply::Fetched { short: false }
-            }
-            Action::WriteBack { file, frame, range } => {
-                self.twins.copy(file, frame, &range, true);
-                let after = self.twins.files[&file].observe();
-                let bytes = range.end.min(after.bytes).saturating_sub(range.start);
-                Reply::WroteBack { bytes, after }
-            }
-            Action::TakeDirty { file, range } => {
-                Reply::Dirty(Some(self.twins.take_dirty(file, &range)))
-            }
-            Action::Hide { .. } | Action::Expel { .. } => Reply::Done,
-            Action::Change { file } => {
-                self.change(flight.actor, file);
-                Reply::Changed { after: self.twins.files[&file].observe(), error: None }
-            }
-            Action::MapIn { file, map, range, traps } => {
-                let trapped = traps.iter().flat_map(pages).collect();
-                let writable = self.is_writable(map);
-                // Nobody has asked about its pages yet.
-                let stored = pages(&range).collect();
-                let twin = TwinMap { range, writable, trapped, stored };
-                self.twins.files.get_mut(&file).expect("known").maps.insert(map, twin);
-                Reply::Done
-            }
-            Action::MapOut { file, map } => {
-                self.twins.files.get_mut(&file).expect("known").maps.remove(&map);
-                Reply::Done
-            }
-        };
-        flight.reply = Some(reply);
-    }
-
-    fn attach(&mut self, file: FileKey, folio: u64, frame: FrameId) {
-        let old = self.twins.files.get_mut(&file).expect("known").attached.insert(folio, frame);
-        assert_eq!(old, None, "two frames for one folio");
-        self.twins.frames[frame.0 as usize].dirty.clear();
-    }
-
-    fn with_map(&mut self, file: FileKey, map: MapKey, f: impl FnOnce(&mut TwinMap)) {
-        if let Some(twin) = self.twins.files.get_mut(&file).and_then(|t| t.maps.get_mut(&map)) {
-            f(twin);
-        }
-    }
-
-    fn scan(&mut self, file: FileKey, map: MapKey, range: &Range<u64>) -> Option<Vec<Range<u64>>> {
-        let twin = self.twins.files.get_mut(&file)?.maps.get_mut(&map)?;
-        let found = pages(range).filter(|p| !twin.trapped.contains(p) && twin.stored.remove(p));
-        let found: Vec<u64> = found.collect();
-        // Sometimes the kernel cannot tell.
-        if self.dice.roll(16) == 0 {
-            return None;
-        }
-        let found = found.into_iter();
-        Some(found.map(|p| p * PAGE_BYTES..(p + 1) * PAGE_BYTES).collect())
-    }
-
-    /// The system call that the actor's request is about.
-    fn change(&mut self, actor: usize, file: FileKey) {
-        match &self.actors[actor] {
-            Task::Asked { want: Want::Resize { bytes, .. }, .. } => {
-                let bytes = *bytes;
-                self.twins.files.get_mut(&file).expect("known").resize(bytes);
-            }
-            Task::Asked { want: Want::Write { range, value, .. }, .. } => {
-                let (range, value) = (range.clone(), *value);
-                let twin = self.twins.files.get_mut(&file).expect("known");
-                for at in (range.start..range.end).step_by(CELL as usize) {
-                    // This world's writes do not extend.
-                    if at < twin.bytes {
-                        twin.cells[(at / CELL) as usize] = value;
-                        self.model.begin(file, at, value);
-                    }
-                }
-            }
-            _ => panic!("a change that nobody asked for"),
         }
     }
 }

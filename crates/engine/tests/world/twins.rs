@@ -60,6 +60,8 @@ impl TwinFile {
 pub struct TwinFrame {
     pub cells: Vec<u32>,
     pub dirty: BTreeSet<u64>,
+    /// Pages that kernels can reach.
+    pub present: BTreeSet<u64>,
     pub used: bool,
 }
 
@@ -71,7 +73,12 @@ pub struct Twins {
 impl Twins {
     pub fn new(frames: usize) -> Twins {
         let garbage = vec![0xBAD; cells(&(0..FRAME)).end];
-        let frame = TwinFrame { cells: garbage, dirty: BTreeSet::new(), used: false };
+        let frame = TwinFrame {
+            cells: garbage,
+            dirty: BTreeSet::new(),
+            present: BTreeSet::new(),
+            used: false,
+        };
         Twins { files: BTreeMap::new(), frames: vec![frame; frames] }
     }
 
@@ -79,6 +86,29 @@ impl Twins {
     fn place(&self, file: FileKey, at: u64) -> Option<(usize, usize)> {
         let frame = self.files.get(&file)?.attached.get(&(at / FRAME))?;
         Some((frame.0 as usize, (at % FRAME / CELL) as usize))
+    }
+
+    pub fn is_present(&self, file: FileKey, at: u64) -> bool {
+        let page = at % FRAME / PAGE_BYTES;
+        self.place(file, at).is_some_and(|(frame, _)| self.frames[frame].present.contains(&page))
+    }
+
+    pub fn is_marked(&self, file: FileKey, at: u64) -> bool {
+        let page = at % FRAME / PAGE_BYTES;
+        self.place(file, at).is_some_and(|(frame, _)| self.frames[frame].dirty.contains(&page))
+    }
+
+    /// Kernels can reach pages, or no longer.
+    pub fn show(&mut self, file: FileKey, range: &Range<u64>, present: bool) {
+        for page in pages(range) {
+            let Some((frame, _)) = self.place(file, page * PAGE_BYTES) else { continue };
+            let (set, page) = (&mut self.frames[frame].present, page % (FRAME / PAGE_BYTES));
+            if present {
+                set.insert(page)
+            } else {
+                set.remove(&page)
+            };
+        }
     }
 
     /// A kernel's load.
