@@ -1,7 +1,8 @@
 //! A deterministic world around the engine.
 //!
 //! Virtual threads pin, store, release, touch, change, resize, evict and flush; a seeded scheduler
-//! decides who moves next; actions begin and end at different moments and may fail on purpose; after
+//! decides who moves next; actions begin and end at different moments and may fail on purpose, for a
+//! moment or for good, and the device may be lost; pins change hands, and others change files; after
 //! every step the engine's invariants are checked, and everything anybody sees is held against a
 //! plain model. `WORLD_SEEDS=100000` for a long run, `WORLD_SEED=n` replays one.
 
@@ -13,6 +14,8 @@ mod model;
 mod performer;
 #[path = "world/twins.rs"]
 mod twins;
+#[path = "world/wishes.rs"]
+mod wishes;
 
 use actors::World;
 

@@ -35,7 +35,7 @@ impl World {
             if self.lost && on_device(&flight.action) {
                 flight.reply = self.failure(&flight);
             } else if self.lasting
-                && matches!(&flight.action, Action::WriteBack { range, .. } if range.start / FRAME % 3 == 0)
+                && matches!(&flight.action, Action::WriteBack { range, .. } if (range.start / FRAME).is_multiple_of(3))
             {
                 flight.reply = Some(Reply::Failed { class: Class::Other, error: ENOSPC });
             } else if self.dice.roll(1000) < self.failures {
