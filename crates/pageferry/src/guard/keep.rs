@@ -55,7 +55,14 @@ impl Watched {
         // A window of our own may have it for the moment: then it is kept from now on.
         self.io.take_lease().map_err(|e| explain(&e))?;
         self.held = self.io.has_lease();
-        if self.held { Ok(()) } else { Err(wanted()) }
+        if self.held {
+            return Ok(());
+        }
+        // Whoever came in between waits for it, and its signal found nothing that was held.
+        if !self.leased {
+            self.io.drop_lease();
+        }
+        Err(wanted())
     }
 
     /// The lease is held and nobody waits for it.
