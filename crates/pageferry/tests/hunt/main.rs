@@ -1,0 +1,146 @@
+//! Stale-hunting: other processes change a file by every path there is and publish, out of band, the
+//! number of each change once it is complete; pins must never show less than what was published
+//! before they were asked for. And the other way round: whoever opens the file must never see less
+//! than what the device had released before.
+//!
+//! `PAGEFERRY_HUNT_PINS=n` or `PAGEFERRY_HUNT_SECONDS=n` make each case longer than its 3 seconds.
+
+/// Says that a test could not be made here, past the runner's capture: a skip is never silent.
+macro_rules! skipped {
+    ($($why:tt)*) => { crate::tell(&format!("skipped: {}", format_args!($($why)*))) };
+}
+
+mod board;
+#[path = "../suite/common.rs"]
+mod common;
+mod hunter;
+mod layout;
+mod memory;
+#[allow(dead_code, reason = "the suite uses all of it")]
+#[path = "../suite/mount.rs"]
+mod mount;
+mod onlooker;
+mod own;
+mod writer;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use pageferry::Guard;
+
+use crate::hunter::Case;
+
+/// Tells a process of ours what it is.
+const ROLE: &str = "PAGEFERRY_HUNT_ROLE";
+/// Marks the run as an ordinary user.
+const NOBODY: &str = "PAGEFERRY_HUNT_NOBODY";
+
+fn tell(line: &str) {
+    use std::io::Write;
+    // Nobody to tell is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// This binary once more, running one of its tests.
+fn again(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).stdout(Stdio::null());
+    command
+}
+
+/// Not a test: where writers and onlookers start.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let words: Vec<&str> = role.splitn(5, ' ').collect();
+    let [kind, number, seed, board, path] = words[..] else { panic!("a role of five words") };
+    memory::die_with_parent();
+    let board = board::Board::open(Path::new(board)).unwrap();
+    let (number, seed) = (number.parse().unwrap(), seed.parse().unwrap());
+    match kind {
+        "writer" => writer::run(&board, PathBuf::from(path), number, seed),
+        _ => onlooker::run(&board, Path::new(path), seed),
+    }
+}
+
+/// Hunts as ourselves and, where we are root, once more as an ordinary user.
+fn hunt(test: &str, dir: &Path, case: &Case) {
+    if !dir.is_dir() {
+        return skipped!("{} is not there", dir.display());
+    }
+    case.run(dir);
+    if std::env::var_os(NOBODY).is_some() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return skipped!("only root can hunt as somebody else, too");
+    }
+    let child = again(test).env(NOBODY, "1").uid(65534).gid(65534).status();
+    match child {
+        Ok(status) => assert!(status.success(), "as an ordinary user: {status}"),
+        Err(error) => skipped!("an ordinary user cannot run this binary: {error}"),
+    }
+}
+
+fn temp() -> PathBuf {
+    std::env::temp_dir()
+}
+
+const READER: Case = Case { writable: false, guard: Guard::None };
+const WRITER: Case = Case { writable: true, guard: Guard::None };
+const KEEPER: Case = Case { writable: true, guard: Guard::Lease };
+
+#[test]
+fn read_only() {
+    hunt("read_only", &temp(), &READER);
+}
+
+#[test]
+fn read_only_in_memory() {
+    hunt("read_only_in_memory", Path::new("/dev/shm"), &READER);
+}
+
+#[test]
+fn read_write() {
+    hunt("read_write", &temp(), &WRITER);
+}
+
+#[test]
+fn read_write_in_memory() {
+    hunt("read_write_in_memory", Path::new("/dev/shm"), &WRITER);
+}
+
+#[test]
+fn keeping_away() {
+    hunt("keeping_away", &temp(), &KEEPER);
+}
+
+#[test]
+fn keeping_away_in_memory() {
+    hunt("keeping_away_in_memory", Path::new("/dev/shm"), &KEEPER);
+}
+
+/// On file systems made for it.
+#[test]
+fn on_images() {
+    if std::env::var_os(NOBODY).is_some() {
+        return;
+    }
+    for kind in ["xfs", "btrfs"] {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let mount = match mount::Mount::image_at(kind, 512 << 20, image.path()) {
+            Ok(mount) => mount,
+            Err(why) => {
+                skipped!("{kind}: {why}");
+                continue;
+            }
+        };
+        let all = std::fs::Permissions::from_mode(0o1777);
+        std::fs::set_permissions(mount.path(), all).unwrap();
+        for case in [&READER, &WRITER, &KEEPER] {
+            case.run(mount.path());
+        }
+    }
+}
