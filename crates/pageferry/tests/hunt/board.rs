@@ -3,13 +3,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use crate::layout::{OWN, SLOTS, Slot, WAYS, Way};
 use crate::memory::Mapping;
 
 const STOP: usize = 0;
+/// The longest that anybody has waited for an open, in microseconds.
+const LONGEST: usize = 1;
 /// What the hunter's device has released of its own words.
-const RELEASED: usize = 1;
+const RELEASED: usize = 2;
 /// Three words for each slot: the last change complete, the last begun, the last zeroing begun.
 const NUMBERS: usize = RELEASED + OWN.len();
 const TALLY: usize = NUMBERS + 3 * SLOTS;
@@ -60,6 +63,19 @@ impl Board {
 
     pub fn stopped(&self) -> bool {
         self.word(STOP).load(SeqCst) != 0
+    }
+
+    /// Opens a file and notes how long that took: who holds a lease could make others wait.
+    pub fn timed<T>(&self, open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let started = Instant::now();
+        let opened = open();
+        let took = started.elapsed().as_micros() as u64;
+        self.word(LONGEST).fetch_max(took, SeqCst);
+        opened
+    }
+
+    pub fn longest_open(&self) -> Duration {
+        Duration::from_micros(self.word(LONGEST).load(SeqCst))
     }
 
     pub fn count(&self, way: Way) {

@@ -239,7 +239,7 @@ impl Hunter<'_> {
         let own = &self.own;
         let mut lines = format!(
             "hunt in {} as {}, {}, guard {:?}: {} pins in {:.1} s, none stale, {} reused ({} %), \
-             {} times the file was new, {} pins past the end\n",
+             {} times the file was new, {} pins past the end; the longest open took {:.1?}\n",
             dir.display(),
             rustix::process::geteuid().as_raw(),
             if case.writable { "read-write" } else { "read-only" },
@@ -250,6 +250,7 @@ impl Hunter<'_> {
             100 * self.reuses / self.pins.max(1),
             count("distrusts"),
             self.cut,
+            self.board.longest_open(),
         );
         lines += "  they: ";
         let ways = self.board.tally().into_iter().map(|(way, n)| format!("{way} {n}"));

@@ -24,7 +24,7 @@ pub fn run(board: &Board, path: &Path, seed: u64) {
 fn look(board: &Board, path: &Path, dice: &mut Dice) {
     let own = dice.roll(OWN.len() as u64) as usize;
     let before = board.released(own);
-    let file = File::open(path).unwrap();
+    let file = board.timed(|| File::open(path)).unwrap();
     let (seen, way) = if dice.roll(2) == 0 {
         let map = Mapping::new(&file, 0, ((FAR + 1) * PAGE) as usize, false).unwrap();
         drop(file);

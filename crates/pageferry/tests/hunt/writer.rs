@@ -116,10 +116,10 @@ impl Writer<'_> {
         let mut options = File::options();
         let nonblock = if hasty { libc::O_NONBLOCK } else { 0 };
         options.read(true).write(true).custom_flags(flags | nonblock);
-        match options.open(&self.path) {
+        match self.board.timed(|| options.open(&self.path)) {
             Err(error) if hasty && error.raw_os_error() == Some(libc::EAGAIN) => {
                 self.board.count(Way::Refused);
-                options.custom_flags(flags).open(&self.path)
+                self.board.timed(|| options.custom_flags(flags).open(&self.path))
             }
             result => result,
         }
@@ -151,7 +151,7 @@ impl Writer<'_> {
                 Ok(())
             }
             _ => {
-                let file = File::open(&self.path)?;
+                let file = self.board.timed(|| File::open(&self.path))?;
                 self.board.count(Way::Visit);
                 if self.dice.roll(2) == 0 {
                     self.sleep(1000);
