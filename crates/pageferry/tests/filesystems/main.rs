@@ -1,0 +1,64 @@
+//! The suite's basic cases of outsiders, guards and changes on other file systems, and what a
+//! read-only mount allows. Mounting needs root; where it cannot be done, a line says so.
+
+/// Says that a test could not be made here, past the runner's capture: a skip is never silent.
+#[macro_export]
+macro_rules! skipped {
+    ($($why:tt)*) => {{
+        use std::io::Write;
+        // Nobody to tell is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "skipped: {}", format_args!($($why)*));
+    }};
+}
+
+#[path = "../suite/changes.rs"]
+mod changes;
+#[path = "../suite/common.rs"]
+mod common;
+#[path = "../suite/guards.rs"]
+mod guards;
+#[allow(dead_code, reason = "the suite uses all of it")]
+#[path = "../suite/mount.rs"]
+mod mount;
+#[path = "../suite/outsiders.rs"]
+mod outsiders;
+mod read_only;
+
+use std::process::Command;
+
+/// In the processes that run the suite's cases on another file system.
+const INSIDE: &str = "PAGEFERRY_OTHER_FILE_SYSTEM";
+
+/// All of the suite's cases that are linked in here, with scratch files on a file system of a kind.
+fn cases_on(kind: &str) {
+    if std::env::var_os(INSIDE).is_some() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let mount = match mount::Mount::image_at(kind, 512 << 20, image.path()) {
+        Ok(mount) => mount,
+        Err(why) => return skipped!("{kind}: {why}"),
+    };
+    for module in ["outsiders::", "guards::", "changes::"] {
+        let out = Command::new(std::env::current_exe().unwrap())
+            .args([module, "--test-threads=2"])
+            .env(INSIDE, kind)
+            .env("TMPDIR", mount.path())
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&out.stdout) + &text(&out.stderr);
+        assert!(out.status.success(), "{module} on {kind}:\n{said}");
+        assert!(!said.contains("running 0 tests"), "{module} on {kind}: there are none\n{said}");
+    }
+}
+
+#[test]
+fn cases_on_xfs() {
+    cases_on("xfs");
+}
+
+#[test]
+fn cases_on_btrfs() {
+    cases_on("btrfs");
+}
