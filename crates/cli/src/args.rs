@@ -209,7 +209,7 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
-    /// Which: load, writeback, repin, moved, records, native, trap. Default: all.
+    /// Which: load, writeback, repin, moved, records, native, trap, guards. Default: all.
     pub(crate) names: Vec<String>,
     /// Bytes of the file worked on.
     #[arg(long, value_parser = size::parse, default_value = "512m")]

@@ -4,6 +4,7 @@
 //! both; the medians are compared. Every measurement checks what it moved or read.
 
 mod copies;
+mod guards;
 mod native;
 mod pins;
 mod trap;
@@ -53,7 +54,7 @@ impl Figure {
 
 type Bench = fn(&Ground) -> anyhow::Result<Vec<Figure>>;
 
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("load", copies::load),
     ("writeback", copies::write_back),
     ("repin", pins::repin),
@@ -61,6 +62,7 @@ const BENCHES: [(&str, Bench); 7] = [
     ("records", pins::records),
     ("native", native::native),
     ("trap", trap::trap),
+    ("guards", guards::guards),
 ];
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {

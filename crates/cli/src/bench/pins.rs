@@ -11,7 +11,7 @@ use crate::setup;
 
 const CALLS: u32 = 2000;
 
-fn each(work: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+pub(super) fn each(work: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let started = Instant::now();
     for _ in 0..CALLS {
         work()?;
