@@ -88,6 +88,19 @@ impl<E: Clone> Engine<E> {
             if state.is_locked(&beyond, op.key) {
                 return Turn::Blocked(WaitFor::Io);
             }
+            // Before the pages go: what was stored to them is lost, and its pin's release says so.
+            let cut = state.pins.values().filter(|p| p.mode.writes() && p.granted);
+            let end = cut.map(|p| p.pages().end).max().unwrap_or(0);
+            if !tidy.asked && self.lost.is_none() && end > tidy.from {
+                state.tidy = Some(crate::file::Tidy { asked: true, ..tidy });
+                let range = tidy.from..end;
+                return Turn::Act {
+                    action: Action::TakeDirty { file: op.file, range: range.clone() },
+                    file: op.file,
+                    effect: Effect::TakeDirty { range: range.clone() },
+                    locks: vec![(op.file, range)],
+                };
+            }
             let ranges = state.unserved(&beyond);
             // No kernel reaches anything on a device that is lost.
             if ranges.is_empty() || self.lost.is_some() {

@@ -72,6 +72,8 @@ impl<E: Clone> Engine<E> {
         let Some(op) = self.ops.get_mut(&op) else { return };
         let tidying = op.phase == Phase::Tidy;
         match effect {
+            // What was stored there is lost anyway; its pin is taken to have stored.
+            Effect::TakeDirty { .. } if tidying => {}
             // The file is cut whatever becomes of the pages beyond. But nobody is granted a pin while
             // kernels may still reach them.
             Effect::Hide { .. } if op.mode().is_none() || class == Class::DeviceLost => {
@@ -359,7 +361,7 @@ impl<E: Clone> Engine<E> {
         }
         let from = bytes.saturating_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
         let from = state.tidy.map_or(from, |t| t.from.min(from));
-        state.tidy = Some(Tidy { from, hidden: false, serial });
+        state.tidy = Some(Tidy { from, asked: false, hidden: false, serial });
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tidy {
     pub(crate) from: u64,
+    /// What kernels had stored there is known: releases tell of it.
+    pub(crate) asked: bool,
     /// Kernels cannot reach the pages any more.
     pub(crate) hidden: bool,
     /// Which shrink it was.

@@ -211,6 +211,21 @@ fn a_release_tells_of_bytes_that_a_foreign_truncation_took() {
 }
 
 #[test]
+fn a_release_tells_of_whole_pages_that_a_truncation_of_ours_took() {
+    let (mut b, file) = Bench::new(8, 64);
+    let held = b.granted(1, pin(file, 0..8 * P, Mode::Write));
+    b.dirty = one(4 * P..5 * P);
+    b.now = at(4 * P, 1);
+    b.done(2, Request::Resize { file, bytes: 4 * P });
+    b.dirty = vec![];
+    let op = b.submit(1, Request::Release { pin: held, keep: false });
+    let Some(Ok(Outcome::Released { written_bytes, lost_bytes, cut })) = b.run(op) else {
+        panic!("the release failed")
+    };
+    assert_eq!((written_bytes, lost_bytes, cut), (0, P, Some(4 * P)));
+}
+
+#[test]
 fn the_last_of_the_small_queue_is_evicted_when_all_else_is_pinned() {
     let (mut b, file) = Bench::new(10, 16 * 32);
     for n in 0..9 {
