@@ -228,3 +228,29 @@ const _: () = {
     assert!(std::mem::offset_of!(libc::fanotify_event_metadata, mask) == 8);
     assert!(std::mem::offset_of!(libc::fanotify_event_metadata, pid) == 20);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever bytes come, each is taken for something, and none is read beyond its end.
+    #[test]
+    fn any_bytes_are_events_or_none() {
+        let group = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("fd");
+        let watch = Watch { group, process: 1, threads: false };
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        for round in 0..20_000 {
+            let mut bytes = vec![0_u8; round % 200];
+            for byte in &mut bytes {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                // Small numbers are likely to be lengths that fit.
+                *byte = if state & 3 == 0 { (state >> 32) as u8 } else { (state >> 40) as u8 & 31 };
+            }
+            let mut count = 0;
+            watch.parse(&bytes, &mut |_| count += 1);
+            assert!(count <= bytes.len() / HEAD_BYTES, "{count} events in {} bytes", bytes.len());
+        }
+    }
+}
