@@ -22,12 +22,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::fanotify::{self, FAN_PRE_ACCESS, double_word, word};
 use crate::file::{FileId, HostFile};
 
-/// `FAN_PRE_ACCESS` and the type of its record, which no crate has.
-const FAN_PRE_ACCESS: u64 = 0x0010_0000;
+/// The type of the record of a range, which no crate has.
 const INFO_TYPE_RANGE: u8 = 6;
-const HEAD_BYTES: usize = size_of::<libc::fanotify_event_metadata>();
 
 /// A group that is asked.
 ///
@@ -60,18 +59,7 @@ impl Gate {
     /// # Errors
     /// `EPERM` without `CAP_SYS_ADMIN`.
     pub fn new() -> io::Result<Gate> {
-        let flags = libc::FAN_CLASS_PRE_CONTENT
-            | libc::FAN_REPORT_TID
-            | libc::FAN_NONBLOCK
-            | libc::FAN_CLOEXEC;
-        let files = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE).cast_unsigned();
-        // SAFETY: takes flags only.
-        let fd = unsafe { libc::fanotify_init(flags, files) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: opened just now, and known to nobody else.
-        let group = unsafe { OwnedFd::from_raw_fd(fd) };
+        let group = fanotify::group(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_REPORT_TID)?;
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         Ok(Gate { group, stop, open: AtomicUsize::new(0) })
     }
@@ -93,11 +81,7 @@ impl Gate {
     }
 
     fn mark(&self, flags: libc::c_uint, file: BorrowedFd<'_>) -> io::Result<()> {
-        let (group, file) = (self.group.as_raw_fd(), file.as_raw_fd());
-        // SAFETY: takes numbers and, for "this descriptor's file", a null path.
-        let rc =
-            unsafe { libc::fanotify_mark(group, flags, FAN_PRE_ACCESS, file, std::ptr::null()) };
-        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        fanotify::mark(&self.group, flags, FAN_PRE_ACCESS, file)
     }
 
     /// Ends the wait of whoever is in [`next`](Gate::next), now or later.
@@ -140,14 +124,9 @@ impl Gate {
         self.open.load(Ordering::Acquire) > 0
     }
 
-    fn parse(self: &Arc<Self>, mut events: &[u8], each: &mut impl FnMut(Access)) {
-        while events.len() >= HEAD_BYTES {
-            let len = u32_at(events, 0) as usize;
-            let whole = HEAD_BYTES..=events.len();
-            let cut = if whole.contains(&len) { len } else { events.len() };
-            let (event, rest) = events.split_at(cut);
-            events = rest;
-            let fd = u32_at(event, 16).cast_signed();
+    fn parse(self: &Arc<Self>, bytes: &[u8], each: &mut impl FnMut(Access)) {
+        for event in fanotify::events(bytes) {
+            let fd = word(event, 16).cast_signed();
             if fd < 0 {
                 continue;
             }
@@ -156,24 +135,18 @@ impl Gate {
             let from = first_byte(event);
             self.open.fetch_add(1, Ordering::AcqRel);
             let fd = Some(fd);
-            each(Access { gate: Arc::clone(self), fd, from, thread: u32_at(event, 20) });
+            each(Access { gate: Arc::clone(self), fd, from, thread: word(event, 20) });
         }
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b))
-}
-
 /// The first byte of the range record of an event; without one, the file's first.
 fn first_byte(event: &[u8]) -> u64 {
-    let [_, _, low, high] = u32_at(event, 4).to_ne_bytes();
-    let Some(record) = event.get(usize::from(u16::from_ne_bytes([low, high]))..) else { return 0 };
+    let Some(record) = fanotify::record(event) else { return 0 };
     if record.first() != Some(&INFO_TYPE_RANGE) {
         return 0;
     }
-    let at = u64::from(u32_at(record, 8)) | u64::from(u32_at(record, 12)) << 32;
-    at & !4095
+    double_word(record, 8) & !4095
 }
 
 impl Access {
@@ -198,8 +171,3 @@ impl Drop for Access {
         self.gate.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
-
-const _: () = {
-    assert!(HEAD_BYTES == 24 && size_of::<libc::fanotify_response>() == 8);
-    assert!(std::mem::offset_of!(libc::fanotify_event_metadata, fd) == 16);
-};

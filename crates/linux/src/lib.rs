@@ -30,6 +30,7 @@
 compile_error!("pageferry-linux is for 64-bit Linux");
 
 mod abi;
+mod fanotify;
 mod file;
 mod fork;
 mod gate;

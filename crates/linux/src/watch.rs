@@ -17,8 +17,9 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::fanotify::{self, double_word, word};
 use crate::file::HostFile;
 use crate::tid::current_pid;
 
@@ -54,8 +55,7 @@ pub struct Heard {
 
 const OPENS: u64 = libc::FAN_OPEN | libc::FAN_CLOSE_NOWRITE;
 const CHANGES: u64 = libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE;
-/// Bytes of the head of an event, and of the head of each record behind it.
-const HEAD_BYTES: usize = size_of::<libc::fanotify_event_metadata>();
+/// Bytes of the head of each record behind an event's.
 const RECORD_BYTES: usize = size_of::<libc::fanotify_event_info_header>();
 /// Bytes before a handle in its record: file system, length, type.
 const HANDLE_AT: usize = 16;
@@ -70,9 +70,10 @@ impl Watch {
     /// limit of groups (`/proc/sys/fs/fanotify/max_user_groups`, 128 by default).
     pub fn new() -> io::Result<Watch> {
         // Which thread did something is told to the privileged only.
-        let (group, threads) = match init(libc::FAN_REPORT_TID) {
+        let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID;
+        let (group, threads) = match fanotify::group(flags | libc::FAN_REPORT_TID) {
             Ok(group) => (group, true),
-            Err(_) => (init(0)?, false),
+            Err(_) => (fanotify::group(flags)?, false),
         };
         Ok(Watch { group, process: current_pid(), threads })
     }
@@ -103,11 +104,7 @@ impl Watch {
     }
 
     fn mark(&self, flags: libc::c_uint, file: BorrowedFd<'_>) -> io::Result<()> {
-        let events = OPENS | CHANGES | libc::FAN_ATTRIB;
-        let (group, file) = (self.group.as_raw_fd(), file.as_raw_fd());
-        // SAFETY: takes numbers and, for "this descriptor's file", a null path.
-        let rc = unsafe { libc::fanotify_mark(group, flags, events, file, std::ptr::null()) };
-        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        fanotify::mark(&self.group, flags, OPENS | CHANGES | libc::FAN_ATTRIB, file)
     }
 
     /// Takes all that has been heard, without waiting. One system call if that is nothing.
@@ -126,15 +123,10 @@ impl Watch {
         }
     }
 
-    fn parse(&self, mut events: &[u8], heard: &mut impl FnMut(Heard)) {
-        while let Some(head) = events.first_chunk::<HEAD_BYTES>() {
-            let len = word(head, 0) as usize;
-            let mask = u64::from(word(head, 8)) | u64::from(word(head, 12)) << 32;
-            let pid = word(head, 20).cast_signed();
-            let whole = HEAD_BYTES..=events.len();
-            let (event, rest) =
-                events.split_at(if whole.contains(&len) { len } else { events.len() });
-            events = rest;
+    fn parse(&self, bytes: &[u8], heard: &mut impl FnMut(Heard)) {
+        for event in fanotify::events(bytes) {
+            let mask = double_word(event, 8);
+            let pid = word(event, 20).cast_signed();
             let file = if mask & libc::FAN_Q_OVERFLOW == 0 { file_of(event) } else { None };
             heard(Heard {
                 file,
@@ -147,30 +139,9 @@ impl Watch {
     }
 }
 
-fn init(more: libc::c_uint) -> io::Result<OwnedFd> {
-    let flags = libc::FAN_CLASS_NOTIF
-        | libc::FAN_REPORT_FID
-        | libc::FAN_NONBLOCK
-        | libc::FAN_CLOEXEC
-        | more;
-    // SAFETY: takes flags only.
-    let fd = unsafe { libc::fanotify_init(flags, libc::O_RDONLY.cast_unsigned()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: opened just now, and known to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// The word at an offset, which must be inside.
-fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b))
-}
-
 /// The file that an event's record names.
 fn file_of(event: &[u8]) -> Option<WatchKey> {
-    let metadata_len = usize::from(u16::from_ne_bytes([*event.get(6)?, *event.get(7)?]));
-    let record = event.get(metadata_len..)?;
+    let record = fanotify::record(event)?;
     if *record.first()? != libc::FAN_EVENT_INFO_TYPE_FID {
         return None;
     }
@@ -222,16 +193,12 @@ fn name(fd: BorrowedFd<'_>) -> io::Result<WatchKey> {
     Ok(WatchKey(key.into()))
 }
 
-const _: () = {
-    assert!(HEAD_BYTES == 24 && RECORD_BYTES == 4);
-    assert!(std::mem::offset_of!(libc::fanotify_event_metadata, metadata_len) == 6);
-    assert!(std::mem::offset_of!(libc::fanotify_event_metadata, mask) == 8);
-    assert!(std::mem::offset_of!(libc::fanotify_event_metadata, pid) == 20);
-};
+const _: () = assert!(RECORD_BYTES == 4);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fanotify::HEAD_BYTES;
 
     /// Whatever bytes come, each is taken for something, and none is read beyond its end.
     #[test]

@@ -38,11 +38,10 @@
 //!
 //! **Our own changes** must not look like others'. To root the events name threads: the group is read
 //! before and after each change, and what the changing thread did in between is ours. To others they name
-//! the process, and own changes run in *windows*: from the lease's being taken,
-//! the group silent, to the group's being read again, the lease still held. Nobody else can have the
-//! file open meanwhile, and who truncates it by name waits for the lease; so what the group tells of
-//! this process in between is our own doing. The application's own descriptors count as others', in
-//! our process or not.
+//! the process, and own changes run in *windows*: from the lease's being taken, the group silent, to the
+//! group's being read again, the lease still held. Nobody else can have the file open meanwhile, and who
+//! truncates it by name waits for the lease; so what the group tells of this process in between is our own
+//! doing. The application's own descriptors count as others', in our process or not.
 //!
 //! **What it cannot see**, and what follows: `fixed` files need no proof; file systems that others change
 //! without this kernel, or where descriptors and mappings count differently (overlayfs), files of other
@@ -63,7 +62,7 @@ use pageferry_linux::{FileId, FileStamp, HostFile, LeaseBreaks, Watch, WatchKey}
 
 pub(crate) use self::gate::GateKeeper;
 use crate::config::{CacheConfig, Guard, Validation};
-use crate::perform::file_error;
+use crate::perform::measure;
 use crate::shared::Shared;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
@@ -220,13 +219,12 @@ impl Guards {
 
     /// A file's first look, before it has a key.
     pub(crate) fn meet(io: &HostFile) -> Result<Observed> {
-        let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
-        Ok(Observed { bytes: seen.size, epoch: 0 })
+        Ok(Observed { bytes: measure(io)?.size, epoch: 0 })
     }
 
     /// Watches over a file from now on. Nothing is proven before it is looked at.
     pub(crate) fn open(&self, file: FileKey, io: &Arc<HostFile>) -> Result<()> {
-        let seen = io.observe().map_err(|e| file_error("statx", &(0..0), &e))?;
+        let seen = measure(io)?;
         let basis = self.basis(io, &seen);
         let mut state = self.state.lock();
         if let Basis::Watch(name) = &basis {

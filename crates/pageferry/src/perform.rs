@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use pageferry_device::{Access, DeviceError, Dirty, FrameId, FrameSpan, TransferError};
 use pageferry_engine::{Action, Class, FileKey, Reply};
-use pageferry_linux::MapError;
+use pageferry_linux::{FileStamp, HostFile, MapError};
 
 use crate::backing::Backing;
 use crate::shared::{Change, Shared};
@@ -39,7 +39,7 @@ fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
-pub(crate) fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
+fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
     Error::File { what, range: range.clone(), errno: errno(error) }
 }
 
@@ -60,11 +60,15 @@ pub(crate) fn map_error(error: MapError) -> Error {
     }
 }
 
+/// What a file looks like now.
+pub(crate) fn measure(io: &HostFile) -> Result<FileStamp> {
+    io.observe().map_err(|e| file_error("statx", &(0..0), &e))
+}
+
 impl Backing {
     /// The file's size now, in bytes.
     pub(crate) fn bytes(&self) -> Result<u64> {
-        let seen = self.io().observe();
-        Ok(seen.map_err(|e| file_error("statx", &(0..0), &e))?.size)
+        Ok(measure(&self.io())?.size)
     }
 }
 

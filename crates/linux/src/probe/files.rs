@@ -1,8 +1,10 @@
 //! Hearing of what others do to a file.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::{Attempt, Finding, last_error, require, scratch};
+use crate::fanotify::{self, FAN_PRE_ACCESS};
 use crate::file::HostFile;
 
 pub(super) const ATTEMPTS: &[Attempt] = &[
@@ -34,9 +36,6 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     },
 ];
 
-/// `FAN_PRE_ACCESS`, which no crate has.
-const FAN_PRE_ACCESS: u64 = 0x0010_0000;
-
 fn timestamps() -> Finding {
     const TRIES: u32 = 100;
     let file = scratch(1)?;
@@ -64,7 +63,7 @@ fn leases() -> Finding {
 }
 
 fn notification() -> Finding {
-    let group = group(libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID | libc::FAN_NONBLOCK)?;
+    let group = fanotify::group(libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_FID).map_err(init)?;
     let file = scratch(1)?;
     watch(&group, &file, libc::FAN_MODIFY)?;
     file.write_at(&[2], 0).map_err(|e| e.to_string())?;
@@ -75,28 +74,18 @@ fn notification() -> Finding {
 }
 
 fn pre_content() -> Finding {
-    let group = group(libc::FAN_CLASS_PRE_CONTENT)?;
+    let group = fanotify::group(libc::FAN_CLASS_PRE_CONTENT).map_err(init)?;
     let file = scratch(1)?;
     // Nobody can open the nameless file, so nobody will wait for an answer.
     watch(&group, &file, FAN_PRE_ACCESS)?;
     Ok("a group that is asked before accesses was made".to_owned())
 }
 
-fn group(flags: libc::c_uint) -> Result<OwnedFd, String> {
-    let open_flags = (libc::O_RDONLY | libc::O_CLOEXEC).cast_unsigned();
-    // SAFETY: takes flags only.
-    let fd = unsafe { libc::fanotify_init(flags | libc::FAN_CLOEXEC, open_flags) };
-    if fd < 0 {
-        return Err(last_error("fanotify_init"));
-    }
-    // SAFETY: opened just now, and known to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+fn init(error: io::Error) -> String {
+    format!("fanotify_init: {error}")
 }
 
 fn watch(group: &OwnedFd, file: &HostFile, events: u64) -> Result<(), String> {
-    let (group, file) = (group.as_raw_fd(), file.as_fd().as_raw_fd());
-    // SAFETY: takes numbers and, for "this descriptor's file", a null path.
-    let rc =
-        unsafe { libc::fanotify_mark(group, libc::FAN_MARK_ADD, events, file, std::ptr::null()) };
-    if rc == 0 { Ok(()) } else { Err(last_error("fanotify_mark")) }
+    fanotify::mark(group, libc::FAN_MARK_ADD, events, file.as_fd())
+        .map_err(|e| format!("fanotify_mark: {e}"))
 }

@@ -2,11 +2,12 @@
 //!
 //! The one idea: bytes are kept away only under a held lease, which is taken for the first of them and
 //! given up when all are home: openers with `O_NONBLOCK` (`truncate(1)` is one) get `EAGAIN` from a
-//! leased file instead of waiting, so it is held no longer than it is needed. In between stands one thread, which the kernel tells of whoever wants to open the file: it
-//! lets no more be kept away, waits for releases that are just doing so, brings everything home, and
-//! then gives the lease up. What is stored under a live write pin is not away yet: outsiders see the
-//! old bytes of it until the release, as promised. But where those old bytes are away themselves, kept
-//! by an earlier release, nobody has them any more, and others wait for the pin.
+//! leased file instead of waiting, so it is held no longer than it is needed. In between stands one
+//! thread, which the kernel tells of whoever wants to open the file: it lets no more be kept away, waits
+//! for releases that are just doing so, brings everything home, and then gives the lease up. What is
+//! stored under a live write pin is not away yet: outsiders see the old bytes of it until the release, as
+//! promised. But where those old bytes are away themselves, kept by an earlier release, nobody has them
+//! any more, and others wait for the pin.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use pageferry_linux::{FileStamp, Heard, HostFile, Watch, current_tid};
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::{Basis, Guards, State, Watched, gone, stamp};
 use crate::Result;
-use crate::perform::file_error;
+use crate::perform::measure;
 
 /// A lease that somebody waits for ends after a second at the earliest (`lease-break-time` counts
 /// seconds).
@@ -279,10 +279,6 @@ impl Drop for Window<'_> {
             let _ = self.guards.end(file);
         }
     }
-}
-
-fn measure(io: &HostFile) -> Result<FileStamp> {
-    io.observe().map_err(|e| file_error("statx", &(0..0), &e))
 }
 
 /// Why a lease was refused.
