@@ -23,8 +23,8 @@ impl Bench {
     fn new(folios: u64) -> Bench {
         let config = Config { frame_bytes: FRAME, budget_frames: folios / 2, touch_bytes: P };
         let mut engine = Engine::new(config);
-        let now = Observed { bytes: folios * FRAME, epoch: 1 };
-        let file = engine.add_file(now);
+        let now = Observed { bytes: folios * FRAME, epoch: 1, parts: None };
+        let file = engine.add_file(now.clone());
         Bench { engine, file, now, frames: 0, dirty: vec![] }
     }
 
@@ -37,7 +37,7 @@ impl Bench {
                 Step::Done(result) => return result.ok(),
             };
             let reply = match &action {
-                Action::Observe { .. } => Reply::Observed(self.now),
+                Action::Observe { .. } => Reply::Observed(self.now.clone()),
                 Action::Allocate { .. } => {
                     self.frames += 1;
                     Reply::Frame(FrameId(self.frames))
@@ -46,7 +46,7 @@ impl Bench {
                 Action::TakeDirty { .. } => Reply::Dirty(Some(self.dirty.clone())),
                 Action::Trap { .. } => Reply::Stored(Some(vec![])),
                 Action::WriteBack { range, .. } => {
-                    Reply::WroteBack { bytes: range.end - range.start, after: self.now }
+                    Reply::WroteBack { bytes: range.end - range.start, after: self.now.bytes }
                 }
                 _ => Reply::Done,
             };

@@ -5,7 +5,6 @@ use std::ops::Range;
 use crate::op::{Effect, Op, Phase, Turn};
 use crate::pages::{clip, page_span};
 use crate::range::RangeSet;
-use crate::trust::look;
 use crate::{Action, Engine, OpKey, PAGE_BYTES, Refusal, Request, WaitFor};
 
 impl<E: Clone> Engine<E> {
@@ -72,7 +71,7 @@ impl<E: Clone> Engine<E> {
             return Turn::Clear;
         }
         op.queued = true;
-        look(op.file)
+        self.look(op.file)
     }
 
     /// After a shrink, by whoever comes first.
@@ -303,7 +302,7 @@ impl<E: Clone> Engine<E> {
         }
         if !op.queued {
             op.queued = true;
-            return look(op.file);
+            return self.look(op.file);
         }
         (op.short, op.queued) = (false, false);
         match self.still_inside(op) {

@@ -6,8 +6,7 @@ use crate::file::{FileState, Map, Tidy};
 use crate::op::{Effect, Flight, Phase};
 use crate::pages::{clip, page_span};
 use crate::{
-    ActionKey, Class, Engine, FileKey, FrameId, MapKey, Observed, OpKey, PAGE_BYTES, Refusal,
-    Reply, Request,
+    ActionKey, Class, Engine, FileKey, FrameId, MapKey, OpKey, PAGE_BYTES, Refusal, Reply, Request,
 };
 
 impl<E: Clone> Engine<E> {
@@ -287,7 +286,7 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    fn has_changed(&mut self, op: OpKey, file: FileKey, after: Observed, error: Option<E>) {
+    fn has_changed(&mut self, op: OpKey, file: FileKey, after: u64, error: Option<E>) {
         let Some(o) = self.ops.get_mut(&op) else { return };
         let (range, request) = (page_span(&o.range), o.request.clone());
         let failed = error.is_some();
@@ -300,7 +299,7 @@ impl<E: Clone> Engine<E> {
             self.resized(file, *bytes);
         }
         if matches!(request, Request::Resize { .. } | Request::Change { resizes: true, .. }) {
-            self.resized(file, after.bytes);
+            self.resized(file, after);
         }
         if matches!(request, Request::Change { .. })
             && let Some(state) = self.files.get_mut(&file)

@@ -240,20 +240,23 @@ impl Pages {
         }
     }
 
-    /// Copies are no longer to be trusted: all pages but those dirty in every byte lose validity.
-    pub(crate) fn clear_valid_copies(&mut self) {
-        let folios: Vec<u64> = self.folios.keys().copied().collect();
+    /// Copies of the whole pages `range` are no longer to be trusted: all but those dirty in every byte
+    /// lose validity. How many bytes did.
+    pub(crate) fn clear_valid_copies(&mut self, range: &Range<u64>) -> u64 {
+        let before = self.valid_pages;
+        let folios: Vec<u64> =
+            self.folios.range(self.folios_of(range)).map(|(&folio, _)| folio).collect();
         let all = (self.frame_bytes / PAGE_BYTES) as u32;
         for folio in folios {
             let span = self.folio_span(folio);
             let partial: Vec<Range<u32>> =
                 self.partial.overlaps(span).map(|(r, ())| self.bits(folio, &r)).collect();
+            let mut rest = self.bits(folio, range);
             if let Some(f) = self.folios.get_mut(&folio) {
                 let mut keep = f.dirty.clone().unwrap_or_else(|| Bitmap::new(all));
                 for bits in partial {
                     keep.clear(bits);
                 }
-                let mut rest = 0..all;
                 while let Some(run) = keep.first_run(rest.clone(), false) {
                     f.valid.clear(run.clone());
                     rest.start = run.end;
@@ -261,6 +264,7 @@ impl Pages {
             }
             self.refresh_full(folio);
         }
+        (before - self.valid_pages) * PAGE_BYTES
     }
 
     fn refresh_full(&mut self, folio: u64) {

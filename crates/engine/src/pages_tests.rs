@@ -20,7 +20,7 @@ enum Op {
     Valid(u64, u64),
     Invalid(u64, u64),
     Resize(u64),
-    Distrust,
+    Distrust(u64, u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -32,9 +32,9 @@ fn op() -> impl Strategy<Value = Op> {
         pair.clone().prop_map(|(a, b)| Op::Dirty(a, b)),
         pair.clone().prop_map(|(a, b)| Op::Clean(a, b)),
         pair.clone().prop_map(|(a, b)| Op::Valid(a, b)),
-        pair.prop_map(|(a, b)| Op::Invalid(a, b)),
+        pair.clone().prop_map(|(a, b)| Op::Invalid(a, b)),
+        pair.prop_map(|(a, b)| Op::Distrust(a, b)),
         at.prop_map(Op::Resize),
-        Just(Op::Distrust),
     ]
 }
 
@@ -77,11 +77,13 @@ proptest! {
                     }
                     size = to;
                 }
-                Op::Distrust => {
-                    real.clear_valid_copies();
-                    for (p, v) in valid.iter_mut().enumerate() {
-                        let page = p * 4096..(p + 1) * 4096;
-                        *v &= dirty[page].iter().all(|d| *d);
+                Op::Distrust(a, b) => {
+                    let before = real.valid_bytes(&(0..END));
+                    let dropped = real.clear_valid_copies(&page_span(&(a..b)));
+                    prop_assert_eq!(before - dropped, real.valid_bytes(&(0..END)));
+                    for p in page_span(&(a..b)).step_by(4096) {
+                        let page = p as usize..p as usize + 4096;
+                        valid[(p / PAGE_BYTES) as usize] &= dirty[page].iter().all(|d| *d);
                     }
                 }
             }

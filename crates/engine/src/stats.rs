@@ -25,6 +25,10 @@ pub struct Stats {
     pub stored_bytes: u64,
     /// Times that all copies of a file were dropped because it changed behind our back.
     pub distrusts: u64,
+    /// Bytes of copies dropped by that.
+    pub distrusted_bytes: u64,
+    /// Bytes of copies dropped because others may have changed just these pages.
+    pub changed_bytes: u64,
     /// Ranges whose CPU accesses were made to wait.
     pub traps: u64,
     /// Device-written bytes dropped because the file was cut below them.

@@ -3,15 +3,20 @@
 //! The one idea: who looks at a file numbers its *epochs*. The number rises when somebody else may
 //! have changed the file since it was last looked at, never by a change of our own; how that is known
 //! is the looker's affair (a lease and a silent fanotify group, or stamps: the guard). A copy is as old
-//! as the epoch in which its fetch began. So when a higher number is learnt, every copy is dropped, and
-//! what is being fetched serves the pin that fetches it and no later one: its fetch began after that
-//! pin was asked for.
+//! as the epoch in which its fetch began. So when a higher number is learnt, every copy is dropped, or
+//! those of the parts that may have changed since the number heard of before, if the looker knows them;
+//! and what is being fetched there serves the pin that fetches it and no later one: its fetch began after
+//! that pin was asked for.
 //!
-//! Looks may end in another order than they were made. For epochs that does not matter: the highest
-//! counts. A size is believed only if no change of ours ran, and nothing was learnt, since the look
+//! Looks may end in another order than they were made. For epochs that does not matter: each look is
+//! asked what changed since the highest number heard, so whoever is told a still higher one is told of
+//! all that lies in between. A size is believed only if no change of ours ran, and nothing was learnt, since the look
 //! that told it began; otherwise the file is looked at again.
 
+use std::ops::Range;
+
 use crate::op::{Effect, Turn};
+use crate::pages::{clip, page_span};
 use crate::{Action, Engine, FileKey, Observed, OpKey};
 
 /// What is known of one file's age. Moments are counted by the keys of actions.
@@ -44,7 +49,7 @@ impl Trust {
 impl<E: Clone> Engine<E> {
     /// An observation is back. Whoever needs to know the size and was not told looks again.
     pub(crate) fn observed(&mut self, op: OpKey, file: FileKey, began: u64, seen: Observed) {
-        self.hear_epoch(file, seen.epoch);
+        self.hear_epoch(file, &seen);
         let now = self.clock();
         let Some(state) = self.files.get_mut(&file) else { return };
         let same = state.pages.bytes() == seen.bytes;
@@ -65,11 +70,9 @@ impl<E: Clone> Engine<E> {
         }
     }
 
-    /// A change of ours has ended; `after` is missing where it failed and nobody looked.
-    pub(crate) fn change_ended(&mut self, file: FileKey, began: u64, after: Option<Observed>) {
-        if let Some(after) = after {
-            self.hear_epoch(file, after.epoch);
-        }
+    /// A change of ours has ended; `after`, the size, is missing where it failed and
+    /// nobody looked.
+    pub(crate) fn change_ended(&mut self, file: FileKey, began: u64, after: Option<u64>) {
         let now = self.clock();
         let Some(state) = self.files.get_mut(&file) else { return };
         let trust = &mut state.trust;
@@ -83,31 +86,48 @@ impl<E: Clone> Engine<E> {
         trust.learnt = now;
         // Of several that overlapped, nobody knows whose size is the newest.
         if trust.ended == 1 {
-            self.resized(file, after.bytes);
+            self.resized(file, after);
         }
     }
 
-    fn hear_epoch(&mut self, file: FileKey, epoch: u64) {
+    fn hear_epoch(&mut self, file: FileKey, seen: &Observed) {
         let Some(state) = self.files.get_mut(&file) else { return };
-        if epoch > state.trust.epoch {
-            state.trust.epoch = epoch;
-            self.distrust(file);
+        if seen.epoch <= state.trust.epoch {
+            return;
+        }
+        state.trust.epoch = seen.epoch;
+        match &seen.parts {
+            None => self.distrust(file),
+            Some(parts) => {
+                for part in parts {
+                    self.stats.changed_bytes += self.drop_copies(file, part);
+                }
+            }
         }
     }
 
     /// No copy of the file is to be believed by a later pin, nor what is being copied.
     pub(crate) fn distrust(&mut self, file: FileKey) {
-        let Some(state) = self.files.get_mut(&file) else { return };
-        state.pages.clear_valid_copies();
         self.stats.distrusts += 1;
+        self.stats.distrusted_bytes += self.drop_copies(file, &(0..u64::MAX));
+    }
+
+    /// The same of the pages that `range` touches. Bytes of copies dropped.
+    fn drop_copies(&mut self, file: FileKey, range: &Range<u64>) -> u64 {
+        let Some(state) = self.files.get_mut(&file) else { return 0 };
+        let pages = page_span(range);
         for flight in self.flights.values_mut().filter(|f| f.file == file) {
-            if let Effect::Fetch { stale, .. } = &mut flight.effect {
-                *stale = true;
+            if let Effect::Fetch { range, stale, .. } = &mut flight.effect {
+                *stale |= !clip(range, &pages).is_empty();
             }
         }
+        state.pages.clear_valid_copies(&pages)
     }
-}
 
-pub(crate) fn look<E>(file: FileKey) -> Turn<E> {
-    Turn::Act { action: Action::Observe { file }, file, effect: Effect::Observe, locks: Vec::new() }
+    /// Looks at a file.
+    pub(crate) fn look(&self, file: FileKey) -> Turn<E> {
+        let since = self.files.get(&file).map_or(0, |state| state.trust.epoch);
+        let action = Action::Observe { file, since };
+        Turn::Act { action, file, effect: Effect::Observe, locks: Vec::new() }
+    }
 }

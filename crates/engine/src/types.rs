@@ -34,13 +34,15 @@ pub struct ActionKey(pub u64);
 pub type Owner = Option<u32>;
 
 /// What one look at a file told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Observed {
     /// The file's size.
     pub bytes: u64,
-    /// Rises when somebody else may have changed the file since the last look, whatever they changed;
-    /// a change of our own does not raise it.
+    /// Rises when somebody else may have changed the file since the last look; a change of our own does
+    /// not raise it.
     pub epoch: u64,
+    /// Where they may have changed it since the epoch that the look was asked from; `None`: anywhere.
+    pub parts: Option<Vec<Range<u64>>>,
 }
 
 /// What the device may do under a pin.
@@ -249,6 +251,8 @@ pub enum Action {
     Observe {
         /// Which file.
         file: FileKey,
+        /// The last epoch heard of.
+        since: u64,
     },
     /// Which pages were stored to through a mapping since last asked; re-arm. Reply:
     /// [`Reply::Stored`].
@@ -397,15 +401,15 @@ pub enum Reply<E> {
     WroteBack {
         /// Bytes written: fewer than asked if the file ended before.
         bytes: u64,
-        /// After the last.
-        after: Observed,
+        /// The file's size after the last.
+        after: u64,
     },
     /// Pages stored to (page-aligned file ranges); `None`: cannot tell, take all.
     Dirty(Option<Vec<Range<u64>>>),
     /// The call was made; `error` tells if it failed (then some bytes may have changed).
     Changed {
-        /// After the call.
-        after: Observed,
+        /// The file's size after the call.
+        after: u64,
         /// Its failure.
         error: Option<E>,
     },

@@ -17,7 +17,7 @@ fn an_observation_from_before_the_file_grew_does_not_shrink_it() {
     let (mut b, file) = Bench::new(8, 1);
     let slow = b.submit(1, pin(file, 0..P, Mode::Read));
     let looking = b.until(slow, |a| matches!(a, Action::Observe { .. }));
-    let old = b.now;
+    let old = b.now.clone();
     b.now = at(2 * P, 2);
     let held = b.granted(2, pin(file, P..2 * P, Mode::Write));
     b.dirty = one(P..2 * P);
@@ -36,9 +36,9 @@ fn of_two_observations_that_disagree_the_later_is_made_again() {
     let one = b.until(first, is_look);
     let second = b.submit(2, pin(file, 0..P, Mode::Read));
     let two = b.until(second, is_look);
-    let old = b.now;
+    let old = b.now.clone();
     b.now = at(9 * P, 2);
-    b.engine.complete(one, Reply::Observed(b.now));
+    b.engine.complete(one, Reply::Observed(b.now.clone()));
     // Made before the change, heard of after it: it must not turn the clock back.
     b.engine.complete(two, Reply::Observed(old));
     b.done.clear();
@@ -117,7 +117,7 @@ fn what_an_own_change_hears_of_others_counts() {
     let (mut b, file) = Bench::new(8, 64);
     assert!(b.fetches(1, file, 0..P));
     let (op, key) = b.write_under_way(2, file, 40);
-    b.engine.complete(key, Reply::Changed { after: at(64 * P, 2), error: None });
+    b.engine.complete(key, Reply::Changed { after: 64 * P, error: None });
     assert!(b.run(op).unwrap().is_ok());
     b.now = at(64 * P, 2);
     assert!(b.fetches(1, file, 0..P));
@@ -131,12 +131,70 @@ fn a_foreign_change_shows_while_our_own_are_under_way() {
     let (two, second) = b.write_under_way(3, file, 4);
     b.now = at(64 * P, 2);
     assert!(b.fetches(1, file, 20 * P..21 * P));
-    b.engine.complete(second, Reply::Changed { after: at(64 * P, 2), error: None });
-    b.engine.complete(first, Reply::Changed { after: at(64 * P, 1), error: None });
+    b.engine.complete(second, Reply::Changed { after: 64 * P, error: None });
+    b.engine.complete(first, Reply::Changed { after: 64 * P, error: None });
     assert!(b.run(one).unwrap().is_ok());
     assert!(b.run(two).unwrap().is_ok());
     assert!(!b.fetches(1, file, 20 * P..21 * P));
     assert_eq!(b.engine.stats().distrusts, 1, "our own changes are nobody else's");
+}
+
+/// Who knows which pages others may have changed names them: no others are fetched again, nor is what
+/// is being fetched elsewhere distrusted.
+#[test]
+fn of_a_known_part_only_its_pages_are_fetched_again() {
+    let (mut b, file) = Bench::new(8, 64);
+    assert!(b.fetches(1, file, 0..32 * P));
+    let slow = b.submit(1, pin(file, 40 * P..41 * P, Mode::Read));
+    let elsewhere = b.until_fetch(slow);
+    let slow_too = b.submit(2, pin(file, 50 * P..51 * P, Mode::Read));
+    let there = b.until_fetch(slow_too);
+    b.now = Observed { parts: Some(vec![3 * P + 7..4 * P + 1, 50 * P..51 * P]), ..at(64 * P, 2) };
+    assert!(b.fetches(3, file, 0..32 * P));
+    let fetched: Vec<_> = b.done.iter().filter_map(fetched_range).collect();
+    assert_eq!(fetched, one(3 * P..5 * P));
+    b.engine.complete(elsewhere, Reply::Fetched { short: false });
+    b.engine.complete(there, Reply::Fetched { short: false });
+    for op in [slow, slow_too] {
+        let Some(Ok(Outcome::Pinned(held))) = b.run(op) else { panic!("not granted") };
+        b.done(1, Request::Release { pin: held, keep: false });
+    }
+    assert!(!b.fetches(3, file, 40 * P..41 * P));
+    assert!(b.fetches(3, file, 50 * P..51 * P), "its fetch began before the change");
+    let stats = b.engine.stats();
+    assert_eq!((stats.distrusts, stats.changed_bytes), (0, 2 * P));
+}
+
+fn fetched_range(action: &Action) -> Option<Range<u64>> {
+    match action {
+        Action::Fetch { range, .. } => Some(range.clone()),
+        _ => None,
+    }
+}
+
+/// A look is asked what changed since what was heard of, not since the look before it was made: of two
+/// that end in the wrong order, none leaves a part out.
+#[test]
+fn a_look_asks_since_what_was_heard() {
+    let (mut b, file) = Bench::new(8, 8);
+    let since = |b: &Bench| match b.done.first() {
+        Some(Action::Observe { since, .. }) => *since,
+        other => panic!("{other:?}"),
+    };
+    assert!(b.fetches(1, file, 0..8 * P));
+    let slow = b.submit(1, pin(file, 0..P, Mode::Read));
+    let looking = b.until(slow, |a| matches!(a, Action::Observe { .. }));
+    // Told of a change at once, heard of it late.
+    let told = Observed { parts: Some(one(P..2 * P)), ..at(8 * P, 2) };
+    b.now = Observed { parts: Some(vec![P..2 * P, 5 * P..6 * P]), ..at(8 * P, 3) };
+    assert!(b.fetches(2, file, 0..8 * P));
+    assert_eq!(since(&b), 1);
+    b.now = at(8 * P, 3);
+    assert!(!b.fetches(2, file, 0..8 * P));
+    assert_eq!(since(&b), 3);
+    b.engine.complete(looking, Reply::Observed(told));
+    assert!(b.run(slow).unwrap().is_ok());
+    assert!(!b.fetches(2, file, P..8 * P), "that was heard of already");
 }
 
 /// Where nothing can be proven, every look drops the copies: what a pin has fetched for itself is
@@ -180,8 +238,8 @@ fn a_write_beside_a_truncation_does_not_bring_back_what_was_cut() {
     let writing = b.until(write, |a| matches!(a, Action::Change { .. }));
     // The write came after the truncation and before anybody looked.
     b.now = at(41 * P, 1);
-    b.engine.complete(cutting, Reply::Changed { after: b.now, error: None });
-    b.engine.complete(writing, Reply::Changed { after: b.now, error: None });
+    b.engine.complete(cutting, Reply::Changed { after: b.now.bytes, error: None });
+    b.engine.complete(writing, Reply::Changed { after: b.now.bytes, error: None });
     assert!(b.run(cut).unwrap().is_ok());
     assert!(b.run(write).unwrap().is_ok());
     assert!(!b.engine.is_away(file, &(0..64 * P)));
@@ -202,7 +260,7 @@ fn a_release_tells_of_bytes_that_a_foreign_truncation_took() {
             let looker = b.engine.submit(pin(file, 0..1, Mode::Read), Some(2), false);
             assert!(b.run(looker).is_some());
         }
-        b.engine.complete(writing, Reply::WroteBack { bytes: P, after: b.now });
+        b.engine.complete(writing, Reply::WroteBack { bytes: P, after: b.now.bytes });
         let Some(Ok(Outcome::Released { written_bytes, lost_bytes, .. })) = b.run(op) else {
             panic!("the release failed")
         };
@@ -248,7 +306,7 @@ fn a_change_of_ours_that_ends_unseen_leaves_no_copy_believed() {
 #[test]
 fn a_file_is_not_forgotten_while_its_frame_is_being_detached() {
     let (mut b, file) = Bench::new(1, 16);
-    let other = b.engine.add_file(b.now);
+    let other = b.engine.add_file(b.now.clone());
     assert!(b.fetches(1, file, 0..P));
     let thief = b.submit(2, pin(other, 0..P, Mode::Read));
     let stealing = b.until(thief, |a| matches!(a, Action::Steal { .. }));

@@ -12,6 +12,7 @@
 
 mod bytes;
 mod evidence;
+mod loops;
 mod open;
 mod shape;
 mod stamp;
@@ -105,6 +106,15 @@ impl HostFile {
         let shared = rustix::io::fcntl_dupfd_cloexec(fd, 0)
             .map_err(|e| OpenError::os("fcntl(F_DUPFD_CLOEXEC)", e))?;
         HostFile::own(shared, writable, false)
+    }
+
+    /// Opens it once more: a new description, also private, in the same access mode.
+    ///
+    /// # Errors
+    /// Whatever opening says.
+    pub fn again(&self) -> Result<HostFile, OpenError> {
+        let fd = reopen(self.as_fd(), self.writable).map_err(|e| OpenError::os("open", e))?;
+        HostFile::own(fd, self.writable, true)
     }
 
     fn own(fd: OwnedFd, writable: bool, private: bool) -> Result<HostFile, OpenError> {

@@ -10,15 +10,17 @@
 //!   `O_TRUNC` at an open.
 //! - The range is not all of the truth: a truncation names its new end only, an append names the file's
 //!   start, `FALLOC_FL_COLLAPSE_RANGE` and `INSERT_RANGE` name their own range though all behind it
-//!   moves. From the first byte named to the end of the file is always enough.
+//!   moves. From the first byte named to the end of the file is enough, but for appends, which show in
+//!   the size; reads and writes keep to their range ([`Call`](crate::Call)).
 //! - The event comes with a descriptor of the file, which counts as a reader while it is open: no lease
 //!   is to be had meanwhile, and a lease that is held breaks.
 //! - If the group is closed, whoever waits is let through.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -27,6 +29,8 @@ use crate::file::{FileId, HostFile};
 
 /// The type of the record of a range, which no crate has.
 const INFO_TYPE_RANGE: u8 = 6;
+/// Ranges are in pages of this system, or larger ones.
+const PAGE_MASK: u64 = 4095;
 
 /// A group that is asked.
 ///
@@ -39,6 +43,8 @@ pub struct Gate {
     stop: OwnedFd,
     /// Descriptors of events that may be open.
     open: AtomicUsize,
+    /// How often one was opened or closed.
+    turns: AtomicU64,
 }
 
 /// Somebody waits to touch a file. Dropped unanswered, it is let through.
@@ -47,8 +53,8 @@ pub struct Access {
     gate: Arc<Gate>,
     /// A descriptor of the file; also names the event in the answer. Taken when answered.
     fd: Option<OwnedFd>,
-    /// The first byte that may be touched; all behind it may be as well.
-    pub from: u64,
+    /// What may be touched, in whole pages, as far as the [call](crate::Call) keeps to it.
+    pub range: Range<u64>,
     /// The thread that waits.
     pub thread: u32,
 }
@@ -61,7 +67,7 @@ impl Gate {
     pub fn new() -> io::Result<Gate> {
         let group = fanotify::group(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_REPORT_TID)?;
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Gate { group, stop, open: AtomicUsize::new(0) })
+        Ok(Gate { group, stop, open: AtomicUsize::new(0), turns: AtomicU64::new(0) })
     }
 
     /// Is asked about `file` from now on.
@@ -106,22 +112,34 @@ impl Gate {
         }
         let mut buf = [0_u8; 4096];
         // Reading opens the descriptors.
-        self.open.fetch_add(1, Ordering::AcqRel);
+        self.opens();
         let read = rustix::io::read(&self.group, &mut buf[..]);
         if let Ok(len) = read {
             self.parse(&buf[..len], &mut each);
         }
-        self.open.fetch_sub(1, Ordering::AcqRel);
+        self.closed();
         match read {
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Some file may be open for the sake of an event just now, which a lease would take for a reader.
+    fn opens(&self) {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        self.turns.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn closed(&self) {
+        self.turns.fetch_add(1, Ordering::AcqRel);
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A moment at which no file is open for the sake of an event, which a lease would take for a reader;
+    /// `None`: some may be. Of two equal ones, none was in between.
     #[must_use]
-    pub fn is_asked(&self) -> bool {
-        self.open.load(Ordering::Acquire) > 0
+    pub fn idle(&self) -> Option<u64> {
+        let turns = self.turns.load(Ordering::Acquire);
+        (self.open.load(Ordering::Acquire) == 0).then_some(turns)
     }
 
     fn parse(self: &Arc<Self>, bytes: &[u8], each: &mut impl FnMut(Access)) {
@@ -132,21 +150,19 @@ impl Gate {
             }
             // SAFETY: the kernel has opened it for this event, and nobody else knows it.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            let from = first_byte(event);
-            self.open.fetch_add(1, Ordering::AcqRel);
-            let fd = Some(fd);
-            each(Access { gate: Arc::clone(self), fd, from, thread: word(event, 20) });
+            self.opens();
+            let (fd, range) = (Some(fd), range(event));
+            each(Access { gate: Arc::clone(self), fd, range, thread: word(event, 20) });
         }
     }
 }
 
-/// The first byte of the range record of an event; without one, the file's first.
-fn first_byte(event: &[u8]) -> u64 {
-    let Some(record) = fanotify::record(event) else { return 0 };
-    if record.first() != Some(&INFO_TYPE_RANGE) {
-        return 0;
-    }
-    double_word(record, 8) & !4095
+/// The pages of the range record of an event; without one, all.
+fn range(event: &[u8]) -> Range<u64> {
+    let record = fanotify::record(event).filter(|r| r.first() == Some(&INFO_TYPE_RANGE));
+    let Some(record) = record else { return 0..u64::MAX };
+    let (from, len) = (double_word(record, 8), double_word(record, 16));
+    from & !PAGE_MASK..from.saturating_add(len).saturating_add(PAGE_MASK) & !PAGE_MASK
 }
 
 impl Access {
@@ -168,6 +184,6 @@ impl Drop for Access {
         // Nobody waits any more if the access was given up meanwhile (ENOENT).
         let _ = rustix::io::write(&self.gate.group, &bytes);
         drop(fd);
-        self.gate.open.fetch_sub(1, Ordering::AcqRel);
+        self.gate.closed();
     }
 }

@@ -30,6 +30,7 @@
 compile_error!("pageferry-linux is for 64-bit Linux");
 
 mod abi;
+mod call;
 mod fanotify;
 mod file;
 mod fork;
@@ -44,6 +45,7 @@ mod tid;
 mod uffd;
 mod watch;
 
+pub use call::Call;
 pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError};
 pub use gate::{Access, Gate};
 pub use lease::LeaseBreaks;

@@ -47,10 +47,28 @@ pub struct Heard {
     pub own: bool,
     /// The thread that did it, where threads are told.
     pub thread: Option<u32>,
-    /// Its bytes were changed by a call, or a description that could write was closed.
-    pub changed: bool,
-    /// It was opened or closed.
-    pub visited: bool,
+    /// Its bytes were changed by a call.
+    pub modified: bool,
+    /// It was opened.
+    pub opened: bool,
+    /// It was closed.
+    pub closed: bool,
+    /// By somebody who could write.
+    pub closed_writer: bool,
+}
+
+impl Heard {
+    /// Its bytes may have been changed.
+    #[must_use]
+    pub fn changed(&self) -> bool {
+        self.modified || self.closed_writer
+    }
+
+    /// Somebody came or went.
+    #[must_use]
+    pub fn visited(&self) -> bool {
+        self.opened || self.closed
+    }
 }
 
 const OPENS: u64 = libc::FAN_OPEN | libc::FAN_CLOSE_NOWRITE;
@@ -132,8 +150,10 @@ impl Watch {
                 file,
                 own: !self.threads && pid == self.process,
                 thread: u32::try_from(pid).ok().filter(|_| self.threads),
-                changed: mask & CHANGES != 0,
-                visited: mask & (OPENS | libc::FAN_CLOSE_WRITE) != 0,
+                modified: mask & libc::FAN_MODIFY != 0,
+                opened: mask & libc::FAN_OPEN != 0,
+                closed: mask & libc::FAN_CLOSE != 0,
+                closed_writer: mask & libc::FAN_CLOSE_WRITE != 0,
             });
         }
     }

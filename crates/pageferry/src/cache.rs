@@ -126,9 +126,7 @@ impl Cache {
         let (id, writable) = (io.identity(), io.is_writable());
         let backing = match self.inner.known(table, id) {
             Some(backing) => {
-                if let Some(io) = backing.upgrade(io) {
-                    shared.guards.replace(backing.key, &io);
-                }
+                self.upgrade(&backing, io)?;
                 backing
             }
             None => {
@@ -142,6 +140,23 @@ impl Cache {
             }
         };
         Ok(self.handle(backing, writable))
+    }
+
+    /// A description that can write takes over from one that cannot.
+    fn upgrade(&self, backing: &Backing, io: HostFile) -> Result<()> {
+        let guards = &self.inner.shared.guards;
+        if !io.is_writable() || backing.io().is_writable() {
+            return Ok(());
+        }
+        // The gate would be asked about what is done through a description that it has seen opened.
+        let io = match guards.lower_gate(backing.key) && io.is_private() {
+            true => io.again().map_err(|e| open_error(&backing.name, e))?,
+            false => io,
+        };
+        if let Some(io) = backing.upgrade(io) {
+            guards.replace(backing.key, &io);
+        }
+        Ok(())
     }
 
     fn handle(&self, backing: Arc<Backing>, writable: bool) -> File {

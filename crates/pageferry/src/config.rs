@@ -108,11 +108,15 @@ pub enum Guard {
     /// until all of it is home, at most for `/proc/sys/fs/lease-break-time` (45 s by default); with
     /// `O_NONBLOCK` it gets `EAGAIN` and may try again.
     Lease,
-    /// fanotify (`CAP_SYS_ADMIN`, Linux 6.14, not on tmpfs): whoever touches the file from the first
-    /// byte that is away on waits until all is home that lies behind, whether it has just opened the file
-    /// or long before, as long as that was after the first bytes were kept away.
+    /// fanotify (`CAP_SYS_ADMIN`, Linux 6.14, not on tmpfs): whoever touches bytes that are away waits
+    /// until they are home, whether it has just opened the file or long before. It stands while the file
+    /// is open here, from the first moment at which nobody else has the file open, and each access of
+    /// others costs them a question to a thread of ours (some 10 µs): so it is known which pages they may
+    /// have changed, and only those move again. Names of calls are read from `/proc/<thread>/syscall`;
+    /// without `CAP_SYS_PTRACE` over the others, every call counts as touching the whole file.
     Fanotify,
-    /// The strongest that works for a file: `Fanotify`, or else `Lease`.
+    /// The strongest that works for a file: as `Fanotify`, but only while something is away, or else
+    /// `Lease`.
     Auto,
 }
 

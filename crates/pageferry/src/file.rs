@@ -379,7 +379,7 @@ impl File {
     pub fn coherence(&self) -> Result<Coherence> {
         let shared = &self.handle.cache.shared;
         shared.not_forked()?;
-        shared.guards.look(self.key())?;
+        shared.guards.look(self.key(), u64::MAX)?;
         Ok(shared.guards.coherence(self.key()))
     }
 

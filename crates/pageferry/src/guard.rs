@@ -49,9 +49,11 @@
 //! seen by anybody. A description that a forked child inherits is used by nobody there (the library
 //! refuses to).
 
+mod changes;
 mod gate;
 mod keep;
 mod look;
+mod strangers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
@@ -60,7 +62,9 @@ use std::time::Instant;
 use pageferry_engine::{FileKey, Observed};
 use pageferry_linux::{FileId, FileStamp, HostFile, LeaseBreaks, Watch, WatchKey};
 
+use self::changes::Changes;
 pub(crate) use self::gate::GateKeeper;
+use self::strangers::Strangers;
 use crate::config::{CacheConfig, Guard, Validation};
 use crate::perform::measure;
 use crate::shared::Shared;
@@ -124,7 +128,7 @@ fn stamp(seen: &FileStamp) -> Stamp {
 struct Watched {
     io: Arc<HostFile>,
     basis: Basis,
-    epoch: u64,
+    changes: Changes,
     /// As last looked at.
     bytes: u64,
     proven: bool,
@@ -148,10 +152,10 @@ struct Watched {
     kept: u64,
     /// All is home: the lease goes with the last change of ours.
     home: bool,
-    /// The gate is asked about the file, and was before anybody else who has it open.
-    gated: bool,
-    /// From here on somebody else has touched it since it was last ours alone: it may be mapped.
-    exposed: Option<u64>,
+    /// The gate is asked about the file, and has been since before anybody opened it who has it open.
+    gate: Option<Strangers>,
+    /// The gate cannot stand on it.
+    gateless: bool,
 }
 
 impl Guards {
@@ -219,7 +223,7 @@ impl Guards {
 
     /// A file's first look, before it has a key.
     pub(crate) fn meet(io: &HostFile) -> Result<Observed> {
-        Ok(Observed { bytes: measure(io)?.size, epoch: 0 })
+        Ok(Observed { bytes: measure(io)?.size, ..Observed::default() })
     }
 
     /// Watches over a file from now on. Nothing is proven before it is looked at.
@@ -231,11 +235,11 @@ impl Guards {
             state.names.insert(name.clone(), file);
             state.ids.insert(io.identity(), file);
         }
-        let epoch = state.files.get(&file).map_or(0, |w| w.epoch + 1);
+        let epoch = state.files.get(&file).map_or(0, |w| w.changes.epoch() + 1);
         let watched = Watched {
             io: Arc::clone(io),
             basis,
-            epoch,
+            changes: Changes::after(epoch),
             bytes: seen.size,
             proven: false,
             why: "it has not been looked at yet".into(),
@@ -250,14 +254,15 @@ impl Guards {
             kept: 0,
             home: false,
             threads: Vec::new(),
-            gated: false,
-            exposed: None,
+            gate: None,
+            gateless: false,
         };
         state.files.insert(file, watched);
         Ok(())
     }
 
-    /// Another description of a file takes over.
+    /// Another description of a file takes over. It must have been opened while no gate stood on the file
+    /// ([`lower_gate`](Guards::lower_gate)), which would otherwise be asked about what we do ourselves.
     pub(crate) fn replace(&self, file: FileKey, io: &Arc<HostFile>) {
         if let Ok(breaks) = self.breaks() {
             io.send_breaks_to(breaks);
@@ -274,7 +279,7 @@ impl Guards {
     pub(crate) fn close(&self, file: FileKey) {
         let Some(mut watched) = self.state.lock().files.remove(&file) else { return };
         watched.give_up();
-        self.ungate(&mut watched);
+        self.take_down_gate(&mut watched);
         if let (Basis::Watch(name), Ok(watch)) = (&watched.basis, &self.watch) {
             let mut state = self.state.lock();
             state.names.remove(name);

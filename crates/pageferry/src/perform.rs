@@ -85,7 +85,9 @@ impl Shared {
         change: &mut Option<Change<'_>>,
     ) -> Result<Reply<Error>, Failure> {
         match action {
-            Action::Observe { file } => Ok(Reply::Observed(self.guards.look(*file)?)),
+            Action::Observe { file, since } => {
+                Ok(Reply::Observed(self.guards.look(*file, *since)?))
+            }
             Action::ScanStores { map, range, .. } => {
                 Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range)?))
             }

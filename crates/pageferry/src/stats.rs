@@ -44,7 +44,7 @@ impl Stats {
         let (e, t) = (core.engine.stats(), &shared.tally);
         let frame = shared.info.frame_bytes;
         let of = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        let table: [(&str, &str, u64, &str); 27] = [
+        let table: [(&str, &str, u64, &str); 29] = [
             ("pins", "count", e.pins, "pins granted, those of device faults included"),
             ("fetches", "count", e.fetches, "copies onto the device"),
             ("fetched_bytes", "bytes", e.fetched_bytes, "bytes copied onto the device"),
@@ -69,6 +69,18 @@ impl Stats {
                 "count",
                 e.distrusts,
                 "times that all copies of a file were dropped because it changed behind our back",
+            ),
+            (
+                "distrusted_bytes",
+                "bytes",
+                e.distrusted_bytes,
+                "copies dropped by that: others may have changed any of them",
+            ),
+            (
+                "changed_bytes",
+                "bytes",
+                e.changed_bytes,
+                "copies dropped because others may have changed just these pages",
             ),
             (
                 "forgotten_bytes",

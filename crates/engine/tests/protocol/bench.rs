@@ -31,7 +31,7 @@ pub struct Bench {
 }
 
 pub fn at(bytes: u64, epoch: u64) -> Observed {
-    Observed { bytes, epoch }
+    Observed { bytes, epoch, parts: None }
 }
 
 pub fn pin(file: FileKey, range: Range<u64>, mode: Mode) -> Request {
@@ -48,7 +48,7 @@ impl Bench {
         let (engine, now) = (Engine::new(config), at(pages * P, 1));
         let mut bench = Bench {
             engine,
-            now,
+            now: now.clone(),
             dirty: vec![],
             stored: vec![],
             frames: 0,
@@ -65,7 +65,7 @@ impl Bench {
             return reply;
         }
         match action {
-            Action::Observe { .. } => Reply::Observed(self.now),
+            Action::Observe { .. } => Reply::Observed(self.now.clone()),
             Action::Allocate { .. } => {
                 self.frames += 1;
                 Reply::Frame(FrameId(self.frames))
@@ -76,9 +76,9 @@ impl Bench {
                 Reply::Stored(Some(self.stored.clone()))
             }
             Action::WriteBack { range, .. } => {
-                Reply::WroteBack { bytes: range.end - range.start, after: self.now }
+                Reply::WroteBack { bytes: range.end - range.start, after: self.now.bytes }
             }
-            Action::Change { .. } => Reply::Changed { after: self.now, error: None },
+            Action::Change { .. } => Reply::Changed { after: self.now.bytes, error: None },
             _ => Reply::Done,
         }
     }

@@ -139,8 +139,8 @@ fn evicted_bytes_are_counted_once() {
 #[test]
 fn a_page_that_cannot_be_written_back_does_not_stop_eviction() {
     let (mut b, bad) = Bench::new(2, 16);
-    let good = b.engine.add_file(b.now);
-    let third = b.engine.add_file(b.now);
+    let good = b.engine.add_file(b.now.clone());
+    let third = b.engine.add_file(b.now.clone());
     b.away(1, bad, 0..P);
     b.away(1, good, 0..P);
     b.broken = Box::new(move |a| match a {

@@ -24,7 +24,7 @@ fn a_truncation_beside_a_write_that_waits_for_its_own_pin_is_refused() {
     b.done(1, Request::Release { pin: held, keep: false });
     assert!(b.run(touch).unwrap().is_ok());
     b.now = at(101 * P, 1);
-    b.engine.complete(writing, Reply::Changed { after: b.now, error: None });
+    b.engine.complete(writing, Reply::Changed { after: b.now.bytes, error: None });
     assert!(b.run(write).unwrap().is_ok());
     b.now = at(50 * P, 1);
     assert!(b.run(cut).unwrap().is_ok());

@@ -137,7 +137,7 @@ impl World {
         };
         for _ in 0..2 {
             let file = TwinFile::new((world.dice.roll(4 * FRAME / CELL) + 1) * CELL);
-            let key = world.engine.add_file(file.observe());
+            let key = world.engine.add_file(file.observe(0));
             world.twins.files.insert(key, file);
             world.model.add(key);
         }

@@ -115,7 +115,7 @@ impl World {
                 let task = &self.actors[flight.actor];
                 let cuts = matches!(task, Task::Asked { want: Want::Resize { .. }, .. });
                 if cuts && twice || self.dice.roll(2) == 0 {
-                    let after = self.twins.files[file].observe();
+                    let after = self.twins.files[file].bytes;
                     return Some(Reply::Changed { after, error: Some(EIO) });
                 }
                 (Class::Other, EIO)
@@ -128,10 +128,12 @@ impl World {
 
     pub(crate) fn perform(&mut self, flight: &mut Flight) {
         let reply = match flight.action.clone() {
-            Action::Observe { file } => {
+            Action::Observe { file, since } => {
                 let twin = self.twins.files.get_mut(&file).expect("known");
-                twin.epoch += u64::from(self.blind);
-                Reply::Observed(twin.observe())
+                if self.blind {
+                    twin.changed(None);
+                }
+                Reply::Observed(twin.observe(since))
             }
             Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
             Action::Trap { file, map, range } => {
@@ -184,8 +186,8 @@ impl World {
             }
             Action::WriteBack { file, frame, range } => {
                 self.twins.copy(file, frame, &range, true);
-                let after = self.twins.files[&file].observe();
-                let bytes = range.end.min(after.bytes).saturating_sub(range.start);
+                let after = self.twins.files[&file].bytes;
+                let bytes = range.end.min(after).saturating_sub(range.start);
                 Reply::WroteBack { bytes, after }
             }
             Action::TakeDirty { file, range } => {
@@ -198,7 +200,7 @@ impl World {
             Action::Expel { .. } => Reply::Done,
             Action::Change { file } => {
                 self.change(flight.actor, file);
-                Reply::Changed { after: self.twins.files[&file].observe(), error: None }
+                Reply::Changed { after: self.twins.files[&file].bytes, error: None }
             }
             Action::MapIn { file, map, range, traps } => {
                 let trapped = traps.iter().flat_map(pages).collect();

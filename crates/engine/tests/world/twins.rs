@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use pageferry_engine::range::RangeMap;
 use pageferry_engine::{FileKey, FrameId, MapKey, Observed, PAGE_BYTES};
 
 pub const CELL: u64 = 512;
@@ -32,7 +33,10 @@ pub struct TwinFile {
     pub cells: Vec<u32>,
     pub bytes: u64,
     /// Changes by others.
-    pub epoch: u64,
+    epoch: u64,
+    /// The last that could have been anywhere, and the last of each known part.
+    whole: u64,
+    parts: RangeMap<u64>,
     pub maps: BTreeMap<MapKey, TwinMap>,
     /// Frames attached, by folio.
     pub attached: BTreeMap<u64, FrameId>,
@@ -41,11 +45,30 @@ pub struct TwinFile {
 impl TwinFile {
     pub fn new(bytes: u64) -> TwinFile {
         let cells = vec![0; cells(&(0..FILE_MAX)).end];
-        TwinFile { cells, bytes, epoch: 0, maps: BTreeMap::new(), attached: BTreeMap::new() }
+        TwinFile {
+            cells,
+            bytes,
+            epoch: 0,
+            whole: 0,
+            parts: RangeMap::new(),
+            maps: BTreeMap::new(),
+            attached: BTreeMap::new(),
+        }
     }
 
-    pub fn observe(&self) -> Observed {
-        Observed { bytes: self.bytes, epoch: self.epoch }
+    /// Others have changed a part of it, or nobody knows which.
+    pub fn changed(&mut self, part: Option<Range<u64>>) {
+        self.epoch += 1;
+        match part {
+            Some(part) => self.parts.insert(part, self.epoch),
+            None => self.whole = self.epoch,
+        }
+    }
+
+    pub fn observe(&self, since: u64) -> Observed {
+        let changed = self.parts.iter().filter(|(_, epoch)| **epoch > since);
+        let parts = (self.whole <= since).then(|| changed.map(|(part, _)| part).collect());
+        Observed { bytes: self.bytes, epoch: self.epoch, parts }
     }
 
     pub fn resize(&mut self, bytes: u64) {

@@ -158,7 +158,7 @@ impl World {
     pub fn closed(&mut self, file: FileKey) {
         let twin = self.twins.files.remove(&file).expect("a known file");
         assert!(twin.attached.is_empty(), "a closed file has frames");
-        let key = self.engine.add_file(twin.observe());
+        let key = self.engine.add_file(twin.observe(0));
         self.twins.files.insert(key, twin);
         self.model.rename(file, key);
     }
@@ -175,13 +175,16 @@ impl World {
                 range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES);
             w.model.is_free(file, range) && !w.engine.is_away(file, &pages)
         };
+        let told = self.dice.roll(2) == 0;
         match (self.dice.roll(6), self.any_range(file)) {
             (0, _) if !ours && free(self, &(bytes..FILE_MAX)) => {
                 self.say(|| format!("an outsider sets the size of {file:?} to {bytes}"));
                 let twin = self.twins.files.get_mut(&file).expect("a known file");
                 let gone = bytes.min(twin.bytes)..FILE_MAX;
+                // What it does to the page of the old or new end is known with the size.
+                let known = gone.start / PAGE_BYTES * PAGE_BYTES..FILE_MAX;
                 twin.resize(bytes);
-                twin.epoch += 1;
+                twin.changed(told.then_some(known));
                 self.give(file, &gone, 0);
             }
             (1.., Some(range)) if !ours && free(self, &range) => {
@@ -189,7 +192,7 @@ impl World {
                 let value = self.value();
                 let twin = self.twins.files.get_mut(&file).expect("a known file");
                 twin.cells[cells(&range)].fill(value);
-                twin.epoch += 1;
+                twin.changed(told.then(|| range.clone()));
                 self.give(file, &range, value);
             }
             _ => {}

@@ -36,7 +36,7 @@ fn others_wait_and_what_was_open_before_does_not() {
             while gate
                 .next(|access| {
                     let id = access.file().expect("statx");
-                    tell.send((id, access.from)).expect("listened to");
+                    tell.send((id, access.range.start)).expect("listened to");
                 })
                 .expect("read")
             {}

@@ -82,25 +82,28 @@ fn others_and_ourselves_are_told_apart() {
         assert_eq!(s.heard(), []);
         s.file.write_at(&[2], 0).expect("write");
         let own = s.heard();
-        assert!(own.iter().all(|h| s.is_ours(h) && h.changed && !h.visited), "{own:?}");
+        assert!(own.iter().all(|h| s.is_ours(h) && h.changed() && !h.visited()), "{own:?}");
         assert_eq!(own.len(), 1);
         shell(&s, r#"printf x | dd of="$F" bs=1 seek=5 conv=notrunc 2>/dev/null"#);
         let theirs = s.heard();
         assert!(theirs.iter().all(|h| !s.is_ours(h)), "{theirs:?}");
-        assert!(theirs.iter().any(|h| h.changed) && theirs.iter().any(|h| h.visited), "{theirs:?}");
+        assert!(
+            theirs.iter().any(|h| h.changed()) && theirs.iter().any(|h| h.visited()),
+            "{theirs:?}"
+        );
         shell(&s, r#"cat "$F" >/dev/null"#);
         let read = s.heard();
-        assert!(read.iter().all(|h| !s.is_ours(h) && !h.changed && h.visited), "{read:?}");
+        assert!(read.iter().all(|h| !s.is_ours(h) && !h.changed() && h.visited()), "{read:?}");
         assert!(!read.is_empty());
         // By name, without an open.
         std::fs::File::open(s.path()).expect("open").metadata().expect("stat");
-        assert!(s.heard().iter().all(|h| s.is_ours(h) && !h.changed && h.visited));
+        assert!(s.heard().iter().all(|h| s.is_ours(h) && !h.changed() && h.visited()));
         let path = std::ffi::CString::new(s.path().to_str().expect("text")).expect("path");
         // SAFETY: a valid path.
         assert_eq!(unsafe { libc::truncate(path.as_ptr(), 100) }, 0);
         let cut = s.heard();
         assert!(
-            cut.iter().all(|h| s.is_ours(h) && h.changed && !h.visited) && !cut.is_empty(),
+            cut.iter().all(|h| s.is_ours(h) && h.changed() && !h.visited()) && !cut.is_empty(),
             "{cut:?}"
         );
     }
@@ -142,7 +145,7 @@ fn a_lease_is_granted_exactly_to_who_is_alone() {
         // SAFETY: mapped above.
         unsafe { libc::munmap(map, 4096) };
         assert!(r.alone_soon());
-        assert!(r.heard().iter().any(|h| h.changed), "its end shows as a writer's close");
+        assert!(r.heard().iter().any(|h| h.changed()), "its end shows as a writer's close");
     }
 }
 

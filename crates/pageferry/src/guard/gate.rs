@@ -1,20 +1,28 @@
-//! fanotify as a guard: whoever touches the file waits until what is away behind that place is home.
+//! fanotify as a guard: whoever touches what is away waits until it is home.
 //!
 //! The one idea: bytes are kept away only where every way to them leads through the gate. The gate is
 //! asked about a file from before its first bytes are kept away, and a lease shows at that moment that
-//! nobody had it open or mapped earlier. What others touch from then on may be in a mapping, whose
-//! accesses nobody is asked about: from the first byte touched on, nothing is kept away any more until
-//! the file is ours alone again. When all is home, the gate is taken down: others pay nothing for it.
+//! nobody had it open or mapped earlier. From then on it is known what others do
+//! ([`Strangers`](super::strangers::Strangers)): what they may be changing, or may have mapped, is not
+//! kept away until the file is ours alone again, and of copies no more moves again than that.
+//!
+//! Who chose this guard has the gate stand as long as the file is open, and others' accesses cost them a
+//! question each. Otherwise (`auto`) it stands while something is away; where others changed the file
+//! after that is not known.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use pageferry_engine::FileKey;
-use pageferry_linux::{Access, FileId, Gate};
+use pageferry_linux::{Access, Call, Gate};
 
 use super::look::explain;
+use super::strangers::Strangers;
 use super::{Guards, Watched};
+use crate::config::Guard;
+use crate::perform::measure;
 use crate::shared::Shared;
 
 /// The gate and the thread that is asked.
@@ -39,28 +47,74 @@ impl Drop for GateKeeper {
     }
 }
 
-impl Watched {
+impl Guards {
     /// Keeping the range away is guarded by the gate.
-    pub(super) fn pass(&mut self, gate: &Gate, range: &Range<u64>) -> Result<(), String> {
-        if !self.gated {
-            gate.add(&self.io).map_err(|e| format!("fanotify cannot guard it: {e}"))?;
-            if let Err(error) = self.alone() {
+    pub(super) fn pass(&self, watched: &mut Watched, range: &Range<u64>) -> Result<(), String> {
+        if watched.gate.is_none() {
+            self.put_up_gate(watched)?;
+            if let Err(error) = watched.alone() {
                 // Who was there before would not be asked about.
-                let _ = gate.remove(&self.io);
+                self.take_down_gate(watched);
                 return Err(explain(&error));
             }
-            self.gated = true;
-            self.exposed = None;
         }
-        if self.exposed.is_some_and(|from| range.end > from) {
-            self.alone().map_err(|e| format!("{}, and has touched it", explain(&e)))?;
-            self.exposed = None;
+        if watched.gate.as_ref().is_some_and(|strangers| strangers.bar(range)) {
+            watched.alone().map_err(|e| format!("{}, and has touched it", explain(&e)))?;
         }
         Ok(())
     }
-}
 
-impl Guards {
+    /// The gate stands as long as the file is open here, not only while something is away: where others
+    /// change the file is then known.
+    pub(super) fn gate_stays(&self) -> bool {
+        self.guard == Guard::Fanotify
+    }
+
+    /// As [`Watched::alone`]. If it is, and the gate is to stay, it stands now.
+    pub(super) fn alone_at_gate(&self, watched: &mut Watched) -> io::Result<()> {
+        let raised = self.gate_stays()
+            && !cfg!(shuttle)
+            && watched.gate.is_none()
+            && !watched.gateless
+            && self.put_up_gate(watched).is_ok();
+        let alone = watched.alone();
+        if raised && alone.is_err() {
+            self.take_down_gate(watched);
+        }
+        alone
+    }
+
+    fn put_up_gate(&self, watched: &mut Watched) -> Result<(), String> {
+        let added = self.gate().and_then(|gate| {
+            gate.add(&watched.io).map_err(|e| format!("fanotify cannot guard it: {e}"))
+        });
+        watched.gateless = added.is_err();
+        added?;
+        watched.gate = Some(Strangers::default());
+        Ok(())
+    }
+
+    /// The gate is asked about a file no longer. Nothing of it may be away.
+    pub(super) fn take_down_gate(&self, watched: &mut Watched) {
+        let Some(strangers) = watched.gate.take() else { return };
+        // From now on nobody tells what they do.
+        watched.proven &= !strangers.are_there();
+        if let Some(Ok(keeper)) = &*self.gate.lock()
+            && let Err(error) = keeper.gate.remove(&watched.io)
+        {
+            tracing::debug!(%error, "a file's gate could not be taken down");
+        }
+    }
+
+    /// Before another description of a file takes over: takes down its gate. `false`: there was none.
+    pub(crate) fn lower_gate(&self, file: FileKey) -> bool {
+        let mut state = self.state.lock();
+        let Some(watched) = state.files.get_mut(&file) else { return false };
+        let stood = watched.gate.is_some();
+        self.take_down_gate(watched);
+        stood
+    }
+
     /// The gate, started if it is not.
     pub(super) fn gate(&self) -> Result<Arc<Gate>, String> {
         let mut keeper = self.gate.lock();
@@ -68,8 +122,17 @@ impl Guards {
         keeper.as_ref().map(|k| Arc::clone(&k.gate)).map_err(Clone::clone)
     }
 
-    pub(super) fn is_asked(&self) -> bool {
-        matches!(&*self.gate.lock(), Some(Ok(keeper)) if keeper.gate.is_asked())
+    /// A moment at which the gate has no file open, to be asked; see [`Gate::idle`].
+    pub(super) fn idle(&self) -> Option<u64> {
+        match &*self.gate.lock() {
+            Some(Ok(keeper)) => keeper.gate.idle(),
+            _ => Some(0),
+        }
+    }
+
+    /// It has had none open since that moment.
+    pub(super) fn was_idle(&self, since: Option<u64>) -> bool {
+        since.is_some() && self.idle() == since
     }
 
     fn start_gate(&self) -> Result<GateKeeper, String> {
@@ -98,53 +161,53 @@ impl Guards {
         Ok(GateKeeper { gate, thread, process: std::process::id() })
     }
 
-    /// The gate is asked about a file no longer. Nothing of it may be away.
-    pub(super) fn ungate(&self, watched: &mut Watched) {
-        if std::mem::take(&mut watched.gated)
-            && let Some(Ok(keeper)) = &*self.gate.lock()
-            && let Err(error) = keeper.gate.remove(&watched.io)
-        {
-            tracing::debug!(%error, "a file's gate could not be taken down");
-        }
+    /// The file that an access waits for, if it must be asked about.
+    fn gated(&self, access: &Access) -> Option<FileKey> {
+        let id = access.file().ok()?;
+        let state = self.state.lock();
+        let file = *state.ids.get(&id)?;
+        let watched = state.files.get(&file)?;
+        (watched.gate.is_some() && !watched.threads.contains(&access.thread)).then_some(file)
     }
 
-    /// Somebody waits to touch a file from a place on: from now on nothing more is kept away there, and
-    /// what is being kept just now is waited for. `None`: it need not wait.
-    fn touched(&self, id: FileId, from: u64, thread: u32) -> Option<FileKey> {
+    /// Somebody waits to make a call: what it may change is noted, and what is being kept just now is
+    /// waited for. Which bytes must be home before it goes on; `None`: none.
+    fn told(&self, file: FileKey, access: &Access, call: Call) -> Option<Range<u64>> {
         let mut state = self.state.lock();
-        let file = *state.ids.get(&id)?;
+        // What the thread has done before, and the size that it left, is not this call's doing.
+        self.hear(&mut state);
         let watched = state.files.get_mut(&file)?;
-        if !watched.gated || watched.threads.contains(&thread) {
-            return None;
+        if let Ok(seen) = measure(&watched.io) {
+            watched.learn(&seen);
         }
-        watched.exposed = Some(watched.exposed.map_or(from, |e| e.min(from)));
+        let range = watched.gate.as_mut()?.told(access.thread, call, &access.range);
         while state.files.get(&file).is_some_and(|w| w.keeps > 0) {
             self.kept.wait(&mut state);
         }
-        Some(file)
+        Some(range)
     }
 }
 
 impl Shared {
     /// What the thread does that is asked; the access goes on when it is dropped.
     fn let_touch(self: &Arc<Self>, access: Access) {
-        let Ok(id) = access.file() else { return };
-        let Some(file) = self.guards.touched(id, access.from, access.thread) else { return };
-        let range = access.from..u64::MAX;
+        let Some(file) = self.guards.gated(&access) else { return };
+        let call = Call::of(access.thread);
+        let Some(range) = self.guards.told(file, &access, call) else { return };
         if !self.core.lock().engine.is_away(file, &range) {
             return;
         }
         // It may take its time, and others shall not wait for that.
         let shared = Arc::clone(self);
         let access = Arc::new(access);
-        let waiting = Arc::clone(&access);
+        let (waiting, bytes) = (Arc::clone(&access), range.clone());
         let home = move || {
-            shared.bring_home_for_others(file, waiting.from..u64::MAX);
+            shared.bring_home_for_others(file, bytes);
             drop(waiting);
         };
         let spawned = std::thread::Builder::new().name("pageferry-home".into()).spawn(home);
         if spawned.is_err() {
-            self.bring_home_for_others(file, access.from..u64::MAX);
+            self.bring_home_for_others(file, range);
         }
     }
 }

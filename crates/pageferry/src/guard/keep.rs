@@ -88,9 +88,10 @@ impl Guards {
     /// Why not, for people.
     pub(crate) fn keep(&self, file: FileKey, range: &Range<u64>) -> Result<Kept<'_>, String> {
         for _ in 0..ASKED_TRIES {
+            let idle = self.idle();
             match self.try_keep(file, range) {
                 // The gate itself has it open, to be asked, for a moment.
-                Err(_) if self.is_asked() => std::thread::sleep(ASKED_PAUSE),
+                Err(_) if !self.was_idle(idle) => std::thread::sleep(ASKED_PAUSE),
                 tried => return tried,
             }
         }
@@ -111,11 +112,11 @@ impl Guards {
             _ if !guarded => {}
             Basis::Watch(_) => match (gate, self.guard) {
                 (Some(Ok(_)), Guard::Auto) if watched.held => watched.hold()?,
-                (Some(Ok(gate)), Guard::Fanotify) => watched.pass(&gate, range)?,
+                (Some(Ok(_)), Guard::Fanotify) => self.pass(watched, range)?,
                 (Some(Err(why)), Guard::Fanotify) => return Err(why),
                 // The gate may not stand on this file system.
-                (Some(Ok(gate)), _) => {
-                    if let Err(why) = watched.pass(&gate, range) {
+                (Some(Ok(_)), _) => {
+                    if let Err(why) = self.pass(watched, range) {
                         watched.hold().map_err(|_| why)?;
                     }
                 }
@@ -136,7 +137,8 @@ impl Guards {
     pub(crate) fn holds(&self, file: FileKey) -> Option<u64> {
         let state = self.state.lock();
         let file = state.files.get(&file)?;
-        ((file.held || file.gated) && file.keeps == 0).then_some(file.kept)
+        let gated = file.gate.is_some() && !self.gate_stays();
+        ((file.held || gated) && file.keeps == 0).then_some(file.kept)
     }
 
     /// At that moment or later nothing of the file was away: if nothing has been kept since, its lease
@@ -144,7 +146,9 @@ impl Guards {
     pub(crate) fn all_is_home(&self, file: FileKey, moment: u64) {
         let mut state = self.state.lock();
         let Some(watched) = state.files.get_mut(&file).filter(|w| w.kept == moment) else { return };
-        self.ungate(watched);
+        if !self.gate_stays() {
+            self.take_down_gate(watched);
+        }
         if watched.held && watched.breaking.is_none() {
             watched.home = true;
             if watched.own == 0 {

@@ -9,6 +9,7 @@ use pageferry_engine::{FileKey, Observed};
 use pageferry_linux::{FileStamp, Heard, HostFile, Watch, current_tid};
 
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
+use super::strangers::Strangers;
 use super::{Basis, Guards, State, Watched, gone, stamp};
 use crate::Result;
 use crate::perform::measure;
@@ -31,11 +32,11 @@ impl State {
             }
             // Of a file that was closed meanwhile.
             Some(None) => {}
-            None => files.values_mut().for_each(|w| w.changed = true),
+            None => files.values_mut().for_each(Watched::miss),
         });
         if let Err(error) = heard {
             tracing::error!(%error, "reading fanotify events failed");
-            files.values_mut().for_each(|w| w.changed = true);
+            files.values_mut().for_each(Watched::miss);
         }
     }
 }
@@ -46,23 +47,71 @@ impl Watched {
             Some(thread) => self.threads.contains(&thread),
             None => heard.own && self.leased,
         };
-        if ours && !heard.visited {
+        if ours && !heard.visited() {
             return;
         }
-        self.changed |= heard.changed;
-        self.visited |= heard.visited;
+        self.changed |= heard.changed();
+        self.visited |= heard.visited();
+        if let Some(strangers) = &mut self.gate {
+            strangers.heard(heard);
+        }
+    }
+
+    /// Something may have been changed that nobody can name.
+    fn miss(&mut self) {
+        self.changed = true;
+        self.proven = false;
     }
 
     /// What it looks like now, with a look made just before; while own changes run, what moves is theirs.
-    fn learn(&mut self, seen: &FileStamp) {
-        self.bytes = seen.size;
+    pub(super) fn learn(&mut self, seen: &FileStamp) {
+        self.resized(seen.size);
         if let Basis::Stamps(known) = &mut self.basis
             && self.own == 0
             && *known != stamp(seen)
         {
             *known = stamp(seen);
-            self.epoch += 1;
+            self.changes.anything();
         }
+    }
+
+    /// Its size now. What is not the doing of a change of ours may be an append, or an `O_TRUNC`.
+    fn resized(&mut self, bytes: u64) {
+        let was = std::mem::replace(&mut self.bytes, bytes);
+        if let (Some(strangers), true) = (&mut self.gate, was != bytes) {
+            self.changes.part(strangers.resized(was, bytes));
+        }
+    }
+
+    /// Nothing was heard of it.
+    fn is_quiet(&self) -> bool {
+        !self.changed && !self.visited
+    }
+
+    /// Somebody else may be at it, as far as the gate knows.
+    fn has_strangers(&self) -> bool {
+        self.gate.as_ref().is_some_and(Strangers::are_there)
+    }
+
+    /// The file is ours alone, and what was heard before is all that has been: has it `changed`, and was
+    /// the gate `told` of all that?
+    fn settle_alone(&mut self, changed: bool, told: bool) {
+        let parts = self.gate.as_mut().and_then(Strangers::changed).filter(|_| told);
+        if changed {
+            self.changes.parts(parts);
+        }
+        if let Some(strangers) = &mut self.gate {
+            *strangers = Strangers::default();
+        }
+    }
+
+    /// Others have it open. If the gate was told of all they did, it is known where they did it.
+    fn settle_among_others(&mut self, told: bool) {
+        self.proven = self.gate.is_some();
+        let Some(strangers) = &mut self.gate else { return self.changes.anything() };
+        strangers.present = true;
+        let told = told && !self.io.may_be_a_loop();
+        self.changes.parts(strangers.changed().filter(|_| told));
     }
 
     /// Nobody else has it open, or could write to it where it is open for reading.
@@ -85,20 +134,21 @@ impl Watched {
         self.io.has_lease() || self.breaking.unwrap_or(since).elapsed() < LEASE_MIN
     }
 
-    fn observed(&self) -> Observed {
-        Observed { bytes: self.bytes, epoch: self.epoch }
+    fn observed(&self, since: u64) -> Observed {
+        let (epoch, parts) = (self.changes.epoch(), self.changes.since(since));
+        Observed { bytes: self.bytes, epoch, parts }
     }
 }
 
 impl Guards {
-    /// One look at a file.
-    pub(crate) fn look(&self, file: FileKey) -> Result<Observed> {
+    /// One look at a file: what has changed since an epoch.
+    pub(crate) fn look(&self, file: FileKey, since: u64) -> Result<Observed> {
         let mut state = self.settled(file)?;
         let silent = state.silent;
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         if silent && watched.own == 0 {
             // Then the size is what it was, too.
-            return Ok(watched.observed());
+            return Ok(watched.observed(since));
         }
         let io = Arc::clone(&watched.io);
         // It may take its time on a file system that is far away: not under the lock.
@@ -107,7 +157,7 @@ impl Guards {
         let mut state = self.state.lock();
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         watched.learn(&seen);
-        Ok(watched.observed())
+        Ok(watched.observed(since))
     }
 
     /// Brings the file's epoch up to date; the state says whether it was proven, and silent since.
@@ -129,25 +179,29 @@ impl Guards {
     fn settle(&self, state: &mut State, file: FileKey, last: bool) -> Result<Option<bool>> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else {
-            watched.epoch += u64::from(matches!(watched.basis, Basis::Nothing(_)));
+            if matches!(watched.basis, Basis::Nothing(_)) {
+                watched.changes.anything();
+            }
             return Ok(Some(false));
         };
         state.hear(watch);
-        let mut changed = false;
-        for round in 0..TRIES_MAX {
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+        if watched.proven && watched.is_quiet() && !watched.has_strangers() {
+            return Ok(Some(true));
+        }
+        let mut changed = !watched.proven;
+        // All changes until now were told of, so that it is known where.
+        let mut told = watched.proven && watched.gate.is_some();
+        for _ in 0..TRIES_MAX {
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-            if watched.proven && !watched.changed && !watched.visited {
-                watched.epoch += u64::from(changed);
-                return Ok(Some(round == 0));
-            }
-            let was = watched.proven;
-            changed |= watched.changed || !was;
+            changed |= watched.changed;
             (watched.changed, watched.visited) = (false, false);
             // Whoever comes from here on is heard of in the next round.
-            watched.proven = true;
-            if let Err(error) = watched.alone() {
+            let was = std::mem::replace(&mut watched.proven, true);
+            let idle = self.idle();
+            if let Err(error) = self.alone_at_gate(watched) {
                 watched.why = explain(&error);
-                if !last && self.is_asked() {
+                if !last && !self.was_idle(idle) {
                     // As if nothing of this try had been.
                     (watched.proven, watched.changed, watched.visited) = (was, changed, true);
                     return Ok(None);
@@ -155,19 +209,24 @@ impl Guards {
                 break;
             }
             state.hear(watch);
+            let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+            told &= watched.proven;
+            if watched.is_quiet() {
+                watched.settle_alone(changed, told);
+                return Ok(Some(false));
+            }
         }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        watched.proven = false;
-        watched.epoch += 1;
+        watched.settle_among_others(told);
         Ok(Some(false))
     }
 
-    /// Makes a change of ours. What the file looks like after it comes with what it yields.
+    /// Makes a change of ours. The file's size after it comes with what it yields.
     pub(crate) fn change<T>(
         &self,
         file: FileKey,
         change: impl FnOnce(&HostFile) -> T,
-    ) -> Result<(T, Observed)> {
+    ) -> Result<(T, u64)> {
         let io = self.begin(file)?;
         let window = Window { guards: self, file: Some(file) };
         let made = change(&io);
@@ -198,7 +257,7 @@ impl Guards {
         self.watch.as_ref().is_ok_and(Watch::tells_threads)
     }
 
-    fn hear(&self, state: &mut State) {
+    pub(super) fn hear(&self, state: &mut State) {
         if let Ok(watch) = &self.watch {
             state.hear(watch);
         }
@@ -227,7 +286,7 @@ impl Guards {
         Ok(())
     }
 
-    fn end(&self, file: FileKey) -> Result<Observed> {
+    fn end(&self, file: FileKey) -> Result<u64> {
         let mut state = self.state.lock();
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let last = watched.own == 1;
@@ -252,11 +311,11 @@ impl Guards {
             watched.threads.swap_remove(at);
         }
         let seen = seen?;
-        watched.bytes = seen.size;
+        watched.resized(seen.size);
         if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
             *known = stamp(&seen);
         }
-        Ok(watched.observed())
+        Ok(seen.size)
     }
 }
 
@@ -267,7 +326,7 @@ struct Window<'g> {
 }
 
 impl Window<'_> {
-    fn end(mut self) -> Result<Observed> {
+    fn end(mut self) -> Result<u64> {
         self.file.take().map_or_else(|| Err(gone()), |file| self.guards.end(file))
     }
 }

@@ -22,6 +22,8 @@ mod guards;
 mod mount;
 #[path = "../suite/outsiders.rs"]
 mod outsiders;
+#[path = "../suite/parts.rs"]
+mod parts;
 mod read_only;
 
 use std::process::Command;
@@ -39,7 +41,7 @@ fn cases_on(kind: &str) {
         Ok(mount) => mount,
         Err(why) => return skipped!("{kind}: {why}"),
     };
-    for module in ["outsiders::", "guards::", "changes::"] {
+    for module in ["outsiders::", "guards::", "changes::", "parts::"] {
         let out = Command::new(std::env::current_exe().unwrap())
             // One after the other: a child that one makes has the descriptors of all until it calls
             // exec, which counts as somebody who has their files open.

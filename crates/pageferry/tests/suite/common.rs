@@ -60,6 +60,48 @@ pub fn pattern(bytes: u64) -> Vec<u8> {
     (0..bytes).map(|at| (at ^ (at >> 8) ^ (at >> 13)) as u8).collect()
 }
 
+/// Why a guard cannot be had for a file here.
+pub fn missing(r: &Rig, f: &File) -> Option<String> {
+    let pin = f.pin(0..1, PinMode::Write).unwrap();
+    pin.view().unwrap().write(0, &[0]).unwrap();
+    let kept = pin.release_with(pageferry::After::KeepAway);
+    f.flush(0..PAGE).unwrap();
+    drop(std::fs::File::open(r.path("a")).unwrap());
+    kept.err().map(|e| e.to_string())
+}
+
+/// A shared mapping of one page of a file, as a stranger would have it.
+pub struct ForeignPage(*mut libc::c_void);
+
+pub fn mapped(file: &std::fs::File, at: u64, writable: bool) -> ForeignPage {
+    use std::os::fd::AsRawFd;
+    let access = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    let (len, fd) = (PAGE as usize, file.as_raw_fd());
+    // SAFETY: a new mapping where nothing is.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, fd, at.cast_signed())
+    };
+    assert_ne!(at, libc::MAP_FAILED, "mmap");
+    ForeignPage(at)
+}
+
+impl ForeignPage {
+    pub fn store(&self, offset: usize, byte: u8) {
+        assert!(offset < PAGE as usize);
+        // SAFETY: inside the mapping.
+        let at = unsafe { self.0.cast::<u8>().add(offset) };
+        // SAFETY: mapped for writing; others may change it as well: volatile, one byte.
+        unsafe { at.write_volatile(byte) };
+    }
+}
+
+impl Drop for ForeignPage {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us, with this length; nobody uses it any more.
+        unsafe { libc::munmap(self.0, PAGE as usize) };
+    }
+}
+
 /// What the device sees of a range.
 pub fn device_reads(file: &File, range: std::ops::Range<u64>) -> Vec<u8> {
     let mut buf = vec![0xAA; (range.end - range.start) as usize];

@@ -14,16 +14,6 @@ fn state(file: &pageferry::File) -> PageState {
     file.placement(0..1).unwrap()[0].state
 }
 
-/// Why a guard cannot be had for a file here.
-fn missing(r: &Rig, f: &pageferry::File) -> Option<String> {
-    let pin = f.pin(0..1, PinMode::Write).unwrap();
-    pin.view().unwrap().write(0, &[0]).unwrap();
-    let kept = pin.release_with(After::KeepAway);
-    f.flush(0..PAGE).unwrap();
-    drop(std::fs::File::open(r.path("a")).unwrap());
-    kept.err().map(|e| e.to_string())
-}
-
 /// Whatever an outsider opens the file for, it waits until all is home, and nothing moves to the device
 /// again for one that only reads.
 #[test]
@@ -239,8 +229,9 @@ fn race(guard: Guard) {
     });
 }
 
-/// Under fanotify a descriptor that was opened while bytes were away may stay open: each access waits, and
-/// what it has touched is not kept away again before it is gone.
+/// Under fanotify a descriptor that was opened while bytes were away may stay open: each access waits until
+/// what it asks for is home, and nothing else. What it writes to is not kept away again before it is gone,
+/// and nothing is while it may map the file.
 #[test]
 fn a_descriptor_that_stays_waits_at_each_access() {
     within(60, || {
@@ -261,22 +252,41 @@ fn a_descriptor_that_stays_waits_at_each_access() {
         let mut byte = [0];
         reader.read_exact_at(&mut byte, 6 * PAGE + 9).unwrap();
         assert_eq!(byte, [6]);
-        assert_eq!(state(&f), PageState::Away, "what lies before the place is left alone");
-        let pin = f.pin(7 * PAGE..8 * PAGE, PinMode::Write).unwrap();
-        pin.view().unwrap().write(7 * PAGE, &[7]).unwrap();
-        let refused = pin.release_with(After::KeepAway).unwrap_err();
+        let at = |page: u64| f.placement(page * PAGE..(page + 1) * PAGE).unwrap()[0].state;
+        assert_eq!((at(0), at(6)), (PageState::Away, PageState::Copy), "what it did not ask for");
+        let keep = |page: u64, byte: u8| {
+            let pin = f.pin(page * PAGE..(page + 1) * PAGE, PinMode::Write).unwrap();
+            pin.view().unwrap().write(page * PAGE, &[byte]).unwrap();
+            pin.release_with(After::KeepAway)
+        };
+        keep(6, 66).unwrap();
+        assert_eq!(at(6), PageState::Away, "reading leaves nothing behind");
+        reader.read_exact_at(&mut byte, 6 * PAGE).unwrap();
+        assert_eq!(byte, [66]);
+        let writer = std::fs::File::options().write(true).open(r.path("a")).unwrap();
+        writer.write_all_at(&[5], 5 * PAGE + 1).unwrap();
+        let refused = keep(5, 55).unwrap_err();
         assert!(refused.to_string().contains("has touched it"), "{refused}");
-        reader.read_exact_at(&mut byte, 7 * PAGE).unwrap();
-        assert_eq!(byte, [7]);
-        reader.read_exact_at(&mut byte, 0).unwrap();
-        assert_eq!(byte, [1]);
-        drop(reader);
+        keep(4, 44).unwrap();
+        assert_eq!((at(0), at(4)), (PageState::Away, PageState::Away));
+        let map = mapped(&reader, 7 * PAGE, false);
+        assert_ne!((at(0), at(4)), (PageState::Away, PageState::Away), "a mapping can grow");
+        assert!(matches!(keep(1, 1).unwrap_err(), Error::Unguarded { .. }));
+        let mut model = pattern(8 * PAGE);
+        model[..4096].fill(1);
+        model[6 * 4096..7 * 4096].fill(6);
+        for (at, byte) in [(6, 66), (5, 55), (4, 44), (1, 1)] {
+            model[at * 4096] = byte;
+        }
+        model[5 * 4096 + 1] = 5;
+        same(&r.on_disk("a"), &model, "the file");
+        same(&device_reads(&f, 0..8 * PAGE), &model, "the device");
+        drop((map, reader, writer));
         // A child that another test forks may have the descriptor until it calls exec.
-        while f.coherence().unwrap() != Coherence::Proven {
+        while keep(7, 9).is_err() {
             std::thread::yield_now();
         }
-        device_writes(&f, 7 * PAGE, &[9; 4096], After::KeepAway);
-        assert_eq!(r.on_disk("a")[7 * 4096..], [9; 4096]);
+        assert_eq!(r.on_disk("a")[7 * 4096], 9);
     });
 }
 

@@ -20,6 +20,7 @@ mod kernel;
 mod mapping;
 mod mount;
 mod outsiders;
+mod parts;
 mod pins;
 mod rfc;
 mod slow;

@@ -1,0 +1,194 @@
+//! What others have done to a file while the gate stands.
+//!
+//! The one idea: since nobody had the file open when the gate was put up, every call that reads or
+//! changes its bytes is told to the gate before it begins. When it ends nobody says; so what a call may
+//! change counts as changing from then until the file has been ours alone again, at every look anew.
+//!
+//! What the gate is not told of must show otherwise, or the whole file counts as changed:
+//!
+//! - *Mappings* are told of when they are made; what happens in them is not, and they can grow and move
+//!   along the file without a word (`mremap`, `remap_file_pages`): whoever maps some of it may store to
+//!   all of it. The same goes for a call that nobody can name.
+//! - *`O_TRUNC`* is an open, which the gate is not told of. It leaves a `MODIFY` by a thread that owes
+//!   none (each told call that changes anything leaves one); or its thread has been told of before and
+//!   has not written since: then its `OPEN` shows it, unless no other thread has ever been told of, and
+//!   then the size does, which only that thread could have brought back, by a call that is told.
+//! - *Changes inside the kernel* (`acct`, core dumps, ioctls of file systems) leave a `MODIFY` or a
+//!   `CLOSE_WRITE` by a thread that owes none. A loop device leaves nothing as long as it stands: that one
+//!   does is looked up.
+//! - *Appends* name any place. They show in the size: the page that held the end of file has changed.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use pageferry_engine::PAGE_BYTES;
+use pageferry_engine::range::RangeSet;
+use pageferry_linux::{Call, Heard};
+
+/// Others, since the file was last ours alone.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    /// When last asked, somebody was there.
+    pub(super) present: bool,
+    /// Pages that they may be changing.
+    touched: RangeSet,
+    /// They may have any of it mapped.
+    mapped: bool,
+    /// A change was heard of that the gate was not told of.
+    untold: bool,
+    /// The threads that the gate was told of, and whether they owe a `MODIFY`.
+    threads: HashMap<u32, bool>,
+}
+
+impl Strangers {
+    /// A thread is about to make a call. Which bytes must be home before.
+    pub(super) fn told(&mut self, thread: u32, call: Call, range: &Range<u64>) -> Range<u64> {
+        let range = match call {
+            Call::Read | Call::Write => range.clone(),
+            Call::Change => range.start..u64::MAX,
+            Call::Unknown => 0..u64::MAX,
+        };
+        self.present = true;
+        if call != Call::Read {
+            self.mapped |= call == Call::Unknown;
+            self.touched.add(range.clone());
+            self.threads.insert(thread, true);
+        }
+        range
+    }
+
+    /// Something was heard of a thread (`None`: nobody knows which).
+    pub(super) fn heard(&mut self, heard: &Heard) {
+        let others = self.threads.len() > 1;
+        let owes = heard.thread.and_then(|thread| self.threads.get_mut(&thread));
+        self.untold |= match owes {
+            None => heard.changed(),
+            Some(owes) => {
+                let modified = heard.modified && !std::mem::take(owes);
+                modified || heard.opened && others
+            }
+        };
+    }
+
+    /// The size is another than when last looked at: what else may have changed with it.
+    pub(super) fn resized(&mut self, old: u64, new: u64) -> Range<u64> {
+        let from = old.min(new) / PAGE_BYTES * PAGE_BYTES;
+        if new > old {
+            return from..old.next_multiple_of(PAGE_BYTES);
+        }
+        // By a call that is told it was cut from there on as well. By `O_TRUNC`, more may be to come.
+        self.touched.add(from..u64::MAX);
+        from..u64::MAX
+    }
+
+    /// Something may have changed, or be changing, at any moment.
+    pub(super) fn are_there(&self) -> bool {
+        self.present || self.untold || self.mapped || !self.touched.is_empty()
+    }
+
+    /// What may have changed; `None`: anything.
+    pub(super) fn changed(&mut self) -> Option<Vec<Range<u64>>> {
+        let anywhere = std::mem::take(&mut self.untold) || self.mapped;
+        (!anywhere).then(|| self.touched.iter().map(|(range, ())| range).collect())
+    }
+
+    /// Bytes of a range must not be kept away while they are there.
+    pub(super) fn bar(&self, range: &Range<u64>) -> bool {
+        self.mapped || self.touched.intersects(range.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(thread: u32) -> Heard {
+        Heard {
+            file: None,
+            own: false,
+            thread: Some(thread),
+            modified: false,
+            opened: false,
+            closed: false,
+            closed_writer: false,
+        }
+    }
+
+    fn modified(thread: u32) -> Heard {
+        Heard { modified: true, ..heard(thread) }
+    }
+
+    fn opened(thread: u32) -> Heard {
+        Heard { opened: true, ..heard(thread) }
+    }
+
+    const PAGE: Range<u64> = 8192..12_288;
+
+    #[test]
+    fn calls_change_what_they_were_told_with_until_all_are_gone() {
+        let mut others = Strangers::default();
+        assert!(!others.are_there());
+        others.heard(&opened(1));
+        assert_eq!(others.told(1, Call::Read, &PAGE), PAGE);
+        assert_eq!(others.changed(), Some(vec![]));
+        assert!(!others.bar(&PAGE));
+        assert_eq!(others.told(1, Call::Write, &PAGE), PAGE);
+        others.heard(&modified(1));
+        for _ in 0..2 {
+            assert_eq!(others.changed(), Some(vec![PAGE]));
+        }
+        assert!(others.bar(&(9000..9001)) && !others.bar(&(0..8192)));
+        assert_eq!(others.told(1, Call::Change, &(40_960..40_960)), 40_960..u64::MAX);
+        assert_eq!(others.changed(), Some(vec![PAGE, 40_960..u64::MAX]));
+        assert_eq!(others.told(2, Call::Unknown, &PAGE), 0..u64::MAX);
+        assert_eq!(others.changed(), None);
+        assert!(others.bar(&(0..1)));
+    }
+
+    #[test]
+    fn a_change_by_a_thread_that_owes_none_may_be_anywhere() {
+        // Never told of: an `O_TRUNC`, an `acct`.
+        let mut others = Strangers::default();
+        others.told(1, Call::Write, &PAGE);
+        others.heard(&modified(2));
+        assert_eq!(others.changed(), None);
+        assert_eq!(others.changed(), Some(vec![PAGE]), "once is enough");
+        // Told of, and paid for.
+        others.heard(&modified(1));
+        assert_eq!(others.changed(), Some(vec![PAGE]));
+        others.heard(&modified(1));
+        assert_eq!(others.changed(), None);
+        // A loop device goes.
+        others.heard(&Heard { closed_writer: true, ..heard(9) });
+        assert_eq!(others.changed(), None);
+        others.heard(&Heard { closed_writer: true, ..heard(1) });
+        assert!(others.changed().is_some());
+        others.heard(&Heard { thread: None, ..modified(1) });
+        assert_eq!(others.changed(), None);
+    }
+
+    /// Its `MODIFY` may look like that of a call before, so its `OPEN` counts, once others could have
+    /// made the file as long again as it was.
+    #[test]
+    fn an_open_by_a_thread_that_has_written_may_have_cut_the_file() {
+        let mut others = Strangers::default();
+        others.told(1, Call::Write, &PAGE);
+        others.heard(&Heard { opened: true, ..modified(1) });
+        assert_eq!(others.changed(), Some(vec![PAGE]));
+        others.told(2, Call::Write, &PAGE);
+        others.heard(&opened(3));
+        assert_eq!(others.changed(), Some(vec![PAGE]));
+        others.heard(&opened(1));
+        assert_eq!(others.changed(), None);
+    }
+
+    #[test]
+    fn a_size_that_moves_changes_the_page_of_the_old_end_or_all_from_the_new() {
+        let mut others = Strangers::default();
+        assert_eq!(others.resized(5000, 50_000), 4096..8192);
+        assert_eq!(others.resized(8192, 50_000), 8192..8192);
+        assert!(!others.are_there(), "an append is over when it shows");
+        assert_eq!(others.resized(50_000, 5000), 4096..u64::MAX);
+        assert_eq!(others.changed(), Some(std::iter::once(4096..u64::MAX).collect()));
+    }
+}
