@@ -32,6 +32,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure, each figure against a floor taken in the same run.
     Bench(BenchArgs),
+    /// What `bench guards` starts as the other process; it reads from standard input what to do.
+    #[command(hide = true)]
+    Outsider,
 }
 
 impl Command {
@@ -44,6 +47,7 @@ impl Command {
             Command::Where(_) => "where",
             Command::Doctor(_) => "doctor",
             Command::Bench(_) => "bench",
+            Command::Outsider => "outsider",
         }
     }
 
@@ -57,6 +61,8 @@ impl Command {
             Command::Where(args) => args.json,
             Command::Doctor(args) => args.json,
             Command::Bench(args) => args.json,
+            // Its answers are JSON; what ends it is for people.
+            Command::Outsider => false,
         }
     }
 }
@@ -207,7 +213,22 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
+/// What `--help` of `bench` ends with.
+const BENCH_HELP: &str = "\
+guards, under each guard (none, lease, fanotify, auto):
+  repin     pin and release where nothing happened; 4 KiB away elsewhere keep the guard up
+  copies    what another process pays to open, read, write a file with copies on the device, and
+            the bytes that the next pin moved for it
+  away      the same of a file with bytes away, and the bytes that came home for it. Under a lease
+            the open waits, under fanotify the first read or write
+  invalidation  what moves again after another process wrote one page (none and fanotify)
+The other process is this program once more. The floor is what it pays for an untouched file. A guard
+that cannot be had here (not root, tmpfs) has a line that says so.
+
+Example: pageferry bench guards --size 4g --rounds 5";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = BENCH_HELP)]
 pub(crate) struct BenchArgs {
     /// Which: load, writeback, repin, moved, records, native, trap, guards. Default: all.
     pub(crate) names: Vec<String>,

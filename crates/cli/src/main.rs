@@ -52,6 +52,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Where(args) => stat::placement(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Outsider => bench::serve(),
     }
 }
 

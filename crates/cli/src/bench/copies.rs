@@ -73,7 +73,7 @@ pub(super) fn load(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         ours: rate(bytes, ours),
         floor: rate(bytes, floor),
         unit: "GiB/s",
-        goal: -0.9,
+        goal: Some(-0.9),
     }])
 }
 
@@ -108,6 +108,6 @@ pub(super) fn write_back(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         ours: rate(bytes, ours),
         floor: rate(bytes, floor),
         unit: "GiB/s",
-        goal: -0.9,
+        goal: Some(-0.9),
     }])
 }

@@ -6,19 +6,23 @@
 mod copies;
 mod guards;
 mod native;
+mod outsider;
 mod pins;
+mod report;
 mod trap;
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use comfy_table::presets;
-use serde_json::json;
 
+pub(crate) use self::outsider::serve;
+use self::report::Report;
 use crate::args::BenchArgs;
-use crate::output::{line, table};
 use crate::scratch::{Scratch, ensure_room, reserved};
+
+const PAGE: u64 = 4096;
 
 /// Where a bench works.
 struct Ground {
@@ -35,7 +39,19 @@ struct Figure {
     floor: f64,
     unit: &'static str,
     /// `ours / floor` may be at most (or, if negative, at least its absolute value) so much.
-    goal: f64,
+    goal: Option<f64>,
+}
+
+/// What a bench has to tell.
+enum Row {
+    Figure(Figure),
+    /// A figure and the bytes that the cache's statistics counted at it: which, and how many at a time.
+    Counted(Figure, &'static str, u64),
+    /// What cannot be measured here, and why.
+    Absent {
+        name: String,
+        why: String,
+    },
 }
 
 impl Figure {
@@ -43,27 +59,32 @@ impl Figure {
         self.ours / self.floor
     }
 
-    fn met(&self) -> bool {
-        if self.goal < 0.0 { self.ratio() >= -self.goal } else { self.ratio() <= self.goal }
+    fn met(&self) -> Option<bool> {
+        let ratio = self.ratio();
+        self.goal.map(|g| if g < 0.0 { ratio >= -g } else { ratio <= g })
     }
 
-    fn goal(&self) -> String {
-        if self.goal < 0.0 { format!("≥ {}", -self.goal) } else { format!("≤ {}", self.goal) }
+    fn goal(&self) -> Option<String> {
+        self.goal.map(|g| if g < 0.0 { format!("≥ {}", -g) } else { format!("≤ {g}") })
     }
 }
 
-type Bench = fn(&Ground) -> anyhow::Result<Vec<Figure>>;
+type Bench = fn(&Ground) -> anyhow::Result<Vec<Row>>;
 
 const BENCHES: [(&str, Bench); 8] = [
-    ("load", copies::load),
-    ("writeback", copies::write_back),
-    ("repin", pins::repin),
-    ("moved", pins::moved),
-    ("records", pins::records),
-    ("native", native::native),
-    ("trap", trap::trap),
+    ("load", |g| copies::load(g).map(rows)),
+    ("writeback", |g| copies::write_back(g).map(rows)),
+    ("repin", |g| pins::repin(g).map(rows)),
+    ("moved", |g| pins::moved(g).map(rows)),
+    ("records", |g| pins::records(g).map(rows)),
+    ("native", |g| native::native(g).map(rows)),
+    ("trap", |g| trap::trap(g).map(rows)),
     ("guards", guards::guards),
 ];
+
+fn rows(figures: Vec<Figure>) -> Vec<Row> {
+    figures.into_iter().map(Row::Figure).collect()
+}
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {
     if let Some(name) = args.names.iter().find(|n| !BENCHES.iter().any(|(b, _)| b == n)) {
@@ -77,46 +98,42 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<bool> {
     // At most two files at a time; in memory their contents, a twin of them, and the device's.
     ensure_room(2 * u128::from(bytes), 3 * u128::from(bytes))?;
     let ground = Ground { bytes, rounds: args.rounds };
-    let mut table = table(presets::NOTHING);
-    table.set_header(["figure", "ours", "floor", "unit", "ours / floor", "goal", ""]);
+    let mut report = Report::new(args.json);
     for (name, bench) in BENCHES {
-        if !args.names.is_empty() && !args.names.iter().any(|n| n == name) {
-            continue;
-        }
-        for f in bench(&ground).with_context(|| format!("bench {name}"))? {
-            if args.json {
-                line(json!({
-                    "figure": f.name, "what": f.what, "ours": f.ours, "floor": f.floor, "unit": f.unit,
-                    "ratio": f.ratio(), "goal": f.goal(), "met": f.met(),
-                }).to_string())?;
+        if args.names.is_empty() || args.names.iter().any(|n| n == name) {
+            for row in bench(&ground).with_context(|| format!("bench {name}"))? {
+                report.tell(row)?;
             }
-            let verdict = if f.met() { "met" } else { "not met" };
-            table.add_row([
-                format!("{}: {}", f.name, f.what),
-                format!("{:.3}", f.ours),
-                format!("{:.3}", f.floor),
-                f.unit.to_owned(),
-                format!("{:.2}", f.ratio()),
-                f.goal(),
-                verdict.to_owned(),
-            ]);
         }
     }
-    if !args.json {
-        line(table.to_string())?;
-    }
+    report.end()?;
     Ok(true)
 }
 
 impl Ground {
-    /// A file of a pattern, in the page cache.
-    fn file(&self) -> anyhow::Result<(Scratch, Vec<u8>)> {
+    fn data(&self) -> anyhow::Result<Vec<u8>> {
         let mut data = reserved(self.bytes)?;
         for n in 0..self.bytes / 8 {
             data.extend_from_slice(&(n ^ (n << 40)).to_le_bytes());
         }
+        Ok(data)
+    }
+
+    /// A file of a pattern, in the page cache.
+    fn file(&self) -> anyhow::Result<(Scratch, Vec<u8>)> {
+        let data = self.data()?;
         let scratch = Scratch::new(|file| file.write_all(&data).context("writing the file"))?;
         Ok((scratch, data))
+    }
+
+    /// The same, with a name; who asks for it sees to it that it goes. It is on the disk as well: the
+    /// kernel's own write-back shall not run beside what is timed.
+    fn file_at(&self, path: &Path) -> anyhow::Result<Vec<u8>> {
+        let data = self.data()?;
+        let write = |mut file: std::fs::File| file.write_all(&data).and_then(|()| file.sync_all());
+        let written = std::fs::File::create(path).and_then(write);
+        written.with_context(|| format!("writing {}", path.display()))?;
+        Ok(data)
     }
 
     /// Times two ways in turn; the medians.
@@ -125,18 +142,24 @@ impl Ground {
         mut ours: impl FnMut() -> anyhow::Result<Duration>,
         mut floor: impl FnMut() -> anyhow::Result<Duration>,
     ) -> anyhow::Result<(f64, f64)> {
-        let (mut a, mut b) = (Vec::new(), Vec::new());
+        self.in_turn(|is_ours| if is_ours { ours() } else { floor() })
+    }
+
+    /// The same, where one closure knows both ways: ours, and the floor.
+    fn in_turn(
+        &self,
+        mut time: impl FnMut(bool) -> anyhow::Result<Duration>,
+    ) -> anyhow::Result<(f64, f64)> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for round in 0..self.rounds {
             // Who comes second finds warmer caches: that shall be each in turn.
-            if round % 2 == 0 {
-                a.push(ours()?.as_secs_f64());
-                b.push(floor()?.as_secs_f64());
-            } else {
-                b.push(floor()?.as_secs_f64());
-                a.push(ours()?.as_secs_f64());
+            let first = round % 2 == 0;
+            for is_ours in [first, !first] {
+                let times = if is_ours { &mut ours } else { &mut floor };
+                times.push(time(is_ours)?.as_secs_f64());
             }
         }
-        Ok((median(a), median(b)))
+        Ok((median(ours), median(floor)))
     }
 }
 

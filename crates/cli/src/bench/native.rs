@@ -57,7 +57,7 @@ pub(super) fn native(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         ours: ours / pages * 1e9,
         floor: floor / pages * 1e9,
         unit: "ns a page",
-        goal: 1.1,
+        goal: Some(1.1),
     };
     Ok(vec![
         figure(

@@ -42,7 +42,7 @@ pub(super) fn repin(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
             ours: ours * 1e6,
             floor: floor * 1e6,
             unit: "µs",
-            goal: 10.0,
+            goal: Some(10.0),
         });
     }
     ensure!(cache.stats().get("fetched_bytes") == moved, "a re-pin moved bytes");
@@ -83,7 +83,7 @@ pub(super) fn moved(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
             ours: fetched as f64 / 4096.0,
             floor: changed.len() as f64,
             unit: "pages",
-            goal: 1.0,
+            goal: Some(1.0),
         });
     }
     Ok(figures)
@@ -104,6 +104,6 @@ pub(super) fn records(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         ours: get("record_bytes"),
         floor: get("resident_bytes"),
         unit: "bytes",
-        goal: 0.001,
+        goal: Some(0.001),
     }])
 }

@@ -44,7 +44,7 @@ pub(super) fn trap(ground: &Ground) -> anyhow::Result<Vec<Figure>> {
         ours: ours * 1e6,
         floor: floor * 1e6,
         unit: "µs",
-        goal: 1.3,
+        goal: Some(1.3),
     }])
 }
 
