@@ -219,6 +219,10 @@ impl Drop for Outsider {
         self.orders = None;
         // It ends as its input has: there is nothing to be done if not.
         let _ = self.child.wait();
+        // It has removed its directory, unless somebody killed it.
+        if self.directory.is_dir() {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
     }
 }
 
