@@ -98,6 +98,8 @@ ways! {
     Look "look (read)",
     LookMapped "look (mapping)",
     LookLate "look (after open)",
+    LookAgain "look (descriptor kept)",
+    LookDirect "look (O_DIRECT)",
 }
 
 impl Way {

@@ -28,7 +28,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use pageferry::Guard;
+use pageferry::{After, CacheConfig, Error, Guard, PinMode};
 
 use crate::hunter::Case;
 
@@ -91,6 +91,7 @@ fn temp() -> PathBuf {
 const READER: Case = Case { writable: false, guard: Guard::None };
 const WRITER: Case = Case { writable: true, guard: Guard::None };
 const KEEPER: Case = Case { writable: true, guard: Guard::Lease };
+const GATED: Case = Case { writable: true, guard: Guard::Fanotify };
 
 #[test]
 fn read_only() {
@@ -122,6 +123,39 @@ fn keeping_away_in_memory() {
     hunt("keeping_away_in_memory", Path::new("/dev/shm"), &KEEPER);
 }
 
+/// Others wait at each access instead of at their opens. Only root can have them wait so, and an
+/// ordinary user has nothing to hunt here.
+#[test]
+fn keeping_away_behind_a_gate() {
+    match guarded_by_a_gate(&temp()) {
+        Ok(()) => GATED.run(&temp()),
+        Err(why) => skipped!("{}: {why}", temp().display()),
+    }
+}
+
+/// Keeps a byte away, to learn whether fanotify can guard it there.
+fn guarded_by_a_gate(dir: &Path) -> Result<(), String> {
+    let scratch = tempfile::tempdir_in(dir).map_err(|e| e.to_string())?;
+    let path = scratch.path().join("tried");
+    std::fs::write(&path, [0; 4096]).map_err(|e| e.to_string())?;
+    let rig = common::rig_with(1, CacheConfig::default().flush_age(None).guard(Guard::Fanotify));
+    let file = rig.cache.open(&path).map_err(|e| e.to_string())?;
+    let mut tries = 0;
+    loop {
+        let pin = file.pin(0..1, PinMode::Write).map_err(|e| e.to_string())?;
+        pin.view().and_then(|view| view.write(0, &[1])).map_err(|e| e.to_string())?;
+        match pin.release_with(After::KeepAway) {
+            Ok(_) => return Ok(()),
+            // A child that another test forks has all descriptors until it calls exec.
+            Err(Error::Unguarded { why, .. }) if why.contains("somebody else") && tries < 100 => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
 /// On file systems made for it.
 #[test]
 fn on_images() {
@@ -139,7 +173,13 @@ fn on_images() {
         };
         let all = std::fs::Permissions::from_mode(0o1777);
         std::fs::set_permissions(mount.path(), all).unwrap();
-        for case in [&READER, &WRITER, &KEEPER] {
+        for case in [&READER, &WRITER, &KEEPER, &GATED] {
+            if case.guard == Guard::Fanotify
+                && let Err(why) = guarded_by_a_gate(mount.path())
+            {
+                skipped!("{kind}: {why}");
+                continue;
+            }
             case.run(mount.path());
         }
     }

@@ -55,6 +55,24 @@ impl Drop for Mapping {
     }
 }
 
+/// What direct reads and writes take.
+#[repr(align(4096))]
+pub struct Page(pub [u8; 4096]);
+
+impl Page {
+    pub fn new() -> Page {
+        Page([0; 4096])
+    }
+
+    pub fn fill(&mut self, number: u64) {
+        self.0.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&number.to_le_bytes()));
+    }
+
+    pub fn word(&self, at: usize) -> u64 {
+        u64::from_le_bytes(*self.0[at..].first_chunk().expect("inside the page"))
+    }
+}
+
 /// A hunter that fails leaves nobody behind.
 pub fn die_with_parent() {
     // SAFETY: sets a property of this process.

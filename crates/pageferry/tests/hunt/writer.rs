@@ -14,11 +14,7 @@ use rustix::fs::FallocateFlags;
 use crate::board::{Board, Change};
 use crate::common::Dice;
 use crate::layout::{FILE_BYTES, KINDS, Kind, PAGE, Slot, TAIL, Way};
-use crate::memory::{Mapping, sync_file_range, truncate};
-
-/// What a direct write takes.
-#[repr(align(4096))]
-struct Page([u8; PAGE as usize]);
+use crate::memory::{Mapping, Page, sync_file_range, truncate};
 
 struct Writer<'b> {
     board: &'b Board,
@@ -291,10 +287,10 @@ impl Writer<'_> {
     fn write_directly(&mut self, changes: u64) -> io::Result<()> {
         let file = self.open(libc::O_DIRECT)?;
         let slot = self.slot(Kind::Direct);
-        let mut page = Page([0; PAGE as usize]);
+        let mut page = Page::new();
         for _ in 0..changes.min(4) {
             self.change(slot, Way::Direct, false, |_, n| {
-                page.0.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&n.to_le_bytes()));
+                page.fill(n);
                 file.write_all_at(&page.0, slot.at())
             })?;
             self.spin();
