@@ -11,10 +11,16 @@ macro_rules! skipped {
     }};
 }
 
+#[path = "../suite/calls.rs"]
+mod calls;
 #[path = "../suite/changes.rs"]
 mod changes;
 #[path = "../suite/common.rs"]
 mod common;
+#[path = "../suite/descriptors.rs"]
+mod descriptors;
+#[path = "../suite/detours.rs"]
+mod detours;
 #[path = "../suite/guards.rs"]
 mod guards;
 #[allow(dead_code, reason = "the suite uses all of it")]
@@ -24,7 +30,15 @@ mod mount;
 mod outsiders;
 #[path = "../suite/parts.rs"]
 mod parts;
+#[path = "../suite/proofs.rs"]
+mod proofs;
 mod read_only;
+#[path = "../suite/stranger.rs"]
+mod stranger;
+#[path = "../suite/strangers.rs"]
+mod strangers;
+#[path = "../suite/ways.rs"]
+mod ways;
 
 use std::process::Command;
 
@@ -41,11 +55,12 @@ fn cases_on(kind: &str) {
         Ok(mount) => mount,
         Err(why) => return skipped!("{kind}: {why}"),
     };
-    for module in ["outsiders::", "guards::", "changes::", "parts::"] {
+    let modules = ["outsiders", "guards", "changes", "parts", "strangers", "detours", "proofs"];
+    for module in modules.map(|module| format!("{module}::")) {
         let out = Command::new(std::env::current_exe().unwrap())
             // One after the other: a child that one makes has the descriptors of all until it calls
             // exec, which counts as somebody who has their files open.
-            .args([module, "--test-threads=1"])
+            .args([&*module, "--test-threads=1"])
             .env(INSIDE, kind)
             .env("TMPDIR", mount.path())
             .output()
@@ -53,6 +68,9 @@ fn cases_on(kind: &str) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let said = text(&out.stdout) + &text(&out.stderr);
         assert!(out.status.success(), "{module} on {kind}:\n{said}");
+        for line in said.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
+            skipped!("{module} on {kind}: {line}");
+        }
         assert!(!said.contains("running 0 tests"), "{module} on {kind}: there are none\n{said}");
     }
 }

@@ -10,11 +10,15 @@ macro_rules! skipped {
     }};
 }
 
+mod calls;
 mod changes;
 mod children;
 mod common;
 mod cuts;
+mod descriptors;
+mod detours;
 mod failures;
+mod fuse;
 mod guards;
 mod kernel;
 mod mapping;
@@ -22,7 +26,11 @@ mod mount;
 mod outsiders;
 mod parts;
 mod pins;
+mod proofs;
 mod rfc;
 mod slow;
+mod stranger;
+mod strangers;
 mod stress;
 mod views;
+mod ways;

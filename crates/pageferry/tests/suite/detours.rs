@@ -1,0 +1,89 @@
+//! Strangers that come to the file by way of something else in the kernel that has it open for them.
+
+use std::path::Path;
+
+use crate::common::*;
+use crate::mount::Mount;
+use crate::strangers::{PAGES, away_bytes_are_the_files, changes_are_seen, filled, guarded, keep};
+use crate::ways;
+use pageferry::Guard;
+
+/// A file that is the upper one of an overlay, changed and read through that.
+fn through_an_overlay(work: impl FnOnce(&Path, &Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path.display().to_string()
+    };
+    let (lower, upper, workdir) = (make("lower"), make("upper"), make("work"));
+    let path = Path::new(&upper).join("a");
+    std::fs::write(&path, filled(PAGES, 1)).unwrap();
+    match Mount::overlay(&format!("lowerdir={lower},upperdir={upper},workdir={workdir}")) {
+        Ok(overlay) => work(&path, &overlay.path().join("a")),
+        Err(why) => crate::skipped!("{why}"),
+    }
+}
+
+#[test]
+fn who_comes_through_an_overlay_is_a_stranger() {
+    within(100, || {
+        through_an_overlay(|path, by| {
+            changes_are_seen(path, by);
+            away_bytes_are_the_files(path, by, |guard, way| {
+                guard == Guard::Lease || !is_unasked(way)
+            });
+        });
+    });
+}
+
+#[test]
+#[ignore = "a bug: nobody is asked about mappings made, and splices, through an overlay"]
+fn who_maps_a_gated_file_through_an_overlay_sees_what_the_device_wrote() {
+    within(100, || {
+        through_an_overlay(|path, by| away_bytes_are_the_files(path, by, |_, way| is_unasked(way)));
+    });
+}
+
+/// The overlay goes these ways to the file beneath it without anybody's being asked.
+fn is_unasked(way: &str) -> bool {
+    ways::is_mapped(way) || matches!(way, "splice" | "vmsplice" | "sendfile")
+}
+
+/// A loop device over the file: its reads are the file's.
+fn through_a_loop_device(guard: Guard) {
+    within(60, move || {
+        let losetup = |args: &[&std::ffi::OsStr]| {
+            let out = std::process::Command::new("losetup").args(args).output();
+            let out = out.map_err(|e| format!("losetup: {e}"))?;
+            match out.status.success() {
+                true => Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
+                false => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+            }
+        };
+        let rig = guarded(guard);
+        std::fs::write(rig.path("a"), filled(PAGES, 1)).unwrap();
+        let f = rig.cache.open(rig.path("a")).unwrap();
+        if let Err(why) = keep(&f, PAGES, 2) {
+            return crate::skipped!("{why}");
+        }
+        let device = match losetup(&["-f".as_ref(), "--show".as_ref(), rig.path("a").as_ref()]) {
+            Ok(device) => device,
+            Err(why) => return crate::skipped!("{why}"),
+        };
+        let seen = std::fs::read(&device);
+        losetup(&["-d".as_ref(), device.as_ref()]).unwrap();
+        same(&seen.unwrap(), &filled(PAGES, 2), "the loop device");
+    });
+}
+
+#[test]
+fn a_loop_device_over_a_leased_file_shows_what_the_device_wrote() {
+    through_a_loop_device(Guard::Lease);
+}
+
+#[test]
+#[ignore = "a bug: nobody is asked about what a loop device reads from a gated file"]
+fn a_loop_device_over_a_gated_file_shows_what_the_device_wrote() {
+    through_a_loop_device(Guard::Fanotify);
+}
