@@ -17,6 +17,11 @@ use crate::{Error, File, Result, Wait};
 
 /// How long a page stays an error after an access of it was refused.
 const EXPEL_GRACE: Duration = Duration::from_millis(1);
+/// Where system calls do not wait for a trapped page: how often it is tried without a pause, how long
+/// the pauses are then, and when it is given up.
+const TRIES_AT_ONCE: u32 = 100;
+const TRIES_PAUSE: Duration = Duration::from_micros(100);
+const TRIES_MAX: u32 = 10_000;
 
 /// A mapping as the engine's actions reach it. Ranges are in bytes of the file.
 pub(crate) struct Mapped {
@@ -246,12 +251,16 @@ impl Map {
         len: usize,
         mut copy: impl FnMut() -> Result<(), AccessError>,
     ) -> Result<()> {
-        for _ in 0..1000 {
+        for attempt in 0..TRIES_MAX {
             self.touch(at, len)?;
             match copy() {
                 Ok(()) => return Ok(()),
-                // Trapped anew in between, where system calls do not wait.
-                Err(AccessError::Away { .. }) => {}
+                // Trapped anew in between, where system calls do not wait; or just being moved by a
+                // thread that may have lost its processor.
+                Err(AccessError::Away { .. }) if attempt < TRIES_AT_ONCE => {
+                    std::thread::yield_now();
+                }
+                Err(AccessError::Away { .. }) => std::thread::sleep(TRIES_PAUSE),
                 Err(AccessError::PastEof { size, .. }) => {
                     let start = self.offset() + at as u64;
                     return Err(Error::PastEof {
