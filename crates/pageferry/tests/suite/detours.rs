@@ -1,6 +1,7 @@
 //! Strangers that come to the file by way of something else in the kernel that has it open for them.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use crate::common::*;
 use crate::mount::Mount;
@@ -50,30 +51,45 @@ fn is_unasked(way: &str) -> bool {
     ways::is_mapped(way) || matches!(way, "splice" | "vmsplice" | "sendfile")
 }
 
+fn losetup(args: &[&OsStr]) -> Result<String, String> {
+    let out = std::process::Command::new("losetup").args(args).output();
+    let out = out.map_err(|e| format!("losetup: {e}"))?;
+    match out.status.success() {
+        true => Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
+        false => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
+    }
+}
+
+/// Leaves no loop device over a file, even if the one that made it says that it has failed.
+struct Detached(PathBuf);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        let list = ["-n", "-O", "NAME", "-j"].map(OsStr::new);
+        let devices = losetup(&[&list[..], &[self.0.as_os_str()]].concat());
+        for device in devices.unwrap_or_default().lines() {
+            if let Err(why) = losetup(&["-d".as_ref(), device.trim().as_ref()]) {
+                eprintln!("{why}");
+            }
+        }
+    }
+}
+
 /// A loop device over the file: its reads are the file's.
 fn through_a_loop_device(guard: Guard) {
     within(60, move || {
-        let losetup = |args: &[&std::ffi::OsStr]| {
-            let out = std::process::Command::new("losetup").args(args).output();
-            let out = out.map_err(|e| format!("losetup: {e}"))?;
-            match out.status.success() {
-                true => Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
-                false => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
-            }
-        };
         let rig = guarded(guard);
         std::fs::write(rig.path("a"), filled(PAGES, 1)).unwrap();
         let f = rig.cache.open(rig.path("a")).unwrap();
         if let Err(why) = keep(&f, PAGES, 2) {
             return crate::skipped!("{why}");
         }
+        let _detached = Detached(rig.path("a"));
         let device = match losetup(&["-f".as_ref(), "--show".as_ref(), rig.path("a").as_ref()]) {
             Ok(device) => device,
             Err(why) => return crate::skipped!("{why}"),
         };
-        let seen = std::fs::read(&device);
-        losetup(&["-d".as_ref(), device.as_ref()]).unwrap();
-        same(&seen.unwrap(), &filled(PAGES, 2), "the loop device");
+        same(&std::fs::read(device).unwrap(), &filled(PAGES, 2), "the loop device");
     });
 }
 
