@@ -6,13 +6,15 @@
 //! is blocked until the answer, or about to be; a worker of io_uring, which is never in a system call of
 //! its own, says `-1`.
 //!
-//! Numbers of 32-bit programs mean other calls. None of those that share a number with one named here
-//! reads, writes or maps a file (x86: `restart_syscall`, `exit`, `lseek`, `openat`, `mkdirat`, ...), so a
-//! thread that waits to touch a file is not in one of them.
+//! Numbers of 32-bit programs mean other calls. On x86 none that shares a number with one named here
+//! reads, writes or maps a file (`restart_syscall`, `exit`, `lseek`, `openat`, `mkdirat`, ...), nor opens one
+//! with one of those for opens: a thread that waits to do that is not in one of them.
 
 /// What a call does to the file that it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
+    /// Opens the file, and does not empty it.
+    Open,
     /// Reads the range that it was told with.
     Read,
     /// Writes the range that it was told with, or, appending, from the end of file on.
@@ -27,18 +29,38 @@ pub enum Call {
 const TRIES: u32 = 20;
 
 impl Call {
-    /// What the thread with this number, which is about to wait or waits, has called.
+    /// What the thread with this number, which is about to wait or waits, has called; `opening`: it is
+    /// known to open the file.
     #[must_use]
-    pub fn of(thread: u32) -> Call {
+    pub fn of(thread: u32, opening: bool) -> Call {
+        let parse = if opening { Call::parse_open } else { Call::parse };
         let path = format!("/proc/{thread}/syscall");
         for _ in 0..TRIES {
             match std::fs::read_to_string(&path) {
                 Ok(text) if text.starts_with("running") => std::thread::yield_now(),
-                Ok(text) => return Call::parse(&text),
+                Ok(text) => return parse(&text),
                 Err(_) => break,
             }
         }
-        Call::Unknown
+        if opening { Call::Change } else { Call::Unknown }
+    }
+
+    /// An open that cannot be told not to empty the file is a change.
+    fn parse_open(text: &str) -> Call {
+        let mut words = text.split_ascii_whitespace();
+        let number = words.next().and_then(|n| n.parse::<i64>().ok());
+        let flags = match number {
+            #[cfg(target_arch = "x86_64")]
+            Some(libc::SYS_open) => words.nth(1),
+            Some(libc::SYS_openat | libc::SYS_open_by_handle_at) => words.nth(2),
+            Some(libc::SYS_execve | libc::SYS_execveat) => return Call::Open,
+            _ => None,
+        };
+        let flags = flags.and_then(|word| word.strip_prefix("0x"));
+        match flags.and_then(|word| u64::from_str_radix(word, 16).ok()) {
+            Some(flags) if flags & libc::O_TRUNC as u64 == 0 => Call::Open,
+            _ => Call::Change,
+        }
     }
 
     fn parse(text: &str) -> Call {
@@ -98,14 +120,26 @@ mod tests {
         assert_eq!(Call::parse(&line(libc::SYS_mmap)), Call::Unknown);
         // The 32-bit calls of x86-64's x32 have numbers of their own.
         assert_eq!(Call::parse(&line(0x4000_0000)), Call::Unknown);
+        let open =
+            |words: &str| Call::parse_open(&format!("{} {words} 0x0 0x7f 0x7f", libc::SYS_openat));
+        assert_eq!(open("0xffffff9c 0x7f 0x80002 0x1b6"), Call::Open);
+        assert_eq!(open("0xffffff9c 0x7f 0x80201 0x1b6"), Call::Change);
+        assert_eq!(
+            Call::parse_open(&format!("{} 0xffffff9c 0x7f", libc::SYS_openat)),
+            Call::Change
+        );
+        assert_eq!(Call::parse_open(&format!("{} 0x0 0x7f", libc::SYS_execve)), Call::Open);
+        assert_eq!(Call::parse_open(&format!("{} 0x0 0x7f 0x0", libc::SYS_openat2)), Call::Change);
         for nonsense in ["", "\n", "running\n", "0x0", "99999999999999999999 0x0"] {
             assert_eq!(Call::parse(nonsense), Call::Unknown, "{nonsense:?}");
+            assert_eq!(Call::parse_open(nonsense), Call::Change, "{nonsense:?}");
         }
     }
 
     #[test]
     fn of_a_thread_that_waits_and_of_nobody() {
-        assert_eq!(Call::of(u32::MAX), Call::Unknown);
+        assert_eq!(Call::of(u32::MAX, false), Call::Unknown);
+        assert_eq!(Call::of(u32::MAX, true), Call::Change);
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = std::thread::spawn(move || {
@@ -113,7 +147,7 @@ mod tests {
             std::io::Read::read(&mut &reader, &mut [0])
         });
         let thread = told.recv().expect("it starts");
-        while Call::of(thread) != Call::Read {
+        while Call::of(thread, false) != Call::Read {
             std::thread::yield_now();
         }
         drop(writer);

@@ -161,6 +161,11 @@ pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<FileId> {
     Ok(stamp::look(fd)?.0)
 }
 
+/// Two descriptors were opened through one mount; `false` also if the system does not say.
+pub(crate) fn share_mount(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    matches!((stamp::mount(one), stamp::mount(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 fn access(writable: bool) -> OFlags {
     if writable { OFlags::RDWR } else { OFlags::RDONLY }
 }

@@ -6,8 +6,10 @@
 //!   waits for an answer, with a range in whole pages. So does one of this process's own, through a
 //!   descriptor opened while the mark was there: never mark a file before opening what will be used
 //!   to serve it.
-//! - What came before the mark is not told, nor what happens in a mapping once it is made, nor
-//!   `O_TRUNC` at an open.
+//! - An open waits for an answer, too (`FAN_OPEN_PERM`), before `O_TRUNC` does anything.
+//! - What came before the mark is not told, nor what happens in a mapping once it is made. Through an
+//!   overlay above the file, opens, reads and writes are told; mappings, `splice` and `sendfile` are not. The
+//!   event's descriptor leads through a mount of the overlay's own. Nothing is told of loop devices.
 //! - The range is not all of the truth: a truncation names its new end only, an append names the file's
 //!   start, `FALLOC_FL_COLLAPSE_RANGE` and `INSERT_RANGE` name their own range though all behind it
 //!   moves. From the first byte named to the end of the file is enough, but for appends, which show in
@@ -53,7 +55,9 @@ pub struct Access {
     gate: Arc<Gate>,
     /// A descriptor of the file; also names the event in the answer. Taken when answered.
     fd: Option<OwnedFd>,
-    /// What may be touched, in whole pages, as far as the [call](crate::Call) keeps to it.
+    /// It is an open.
+    pub opening: bool,
+    /// What may be touched, in whole pages, as far as the [call](crate::Call) keeps to it. All, of an open.
     pub range: Range<u64>,
     /// The thread that waits.
     pub thread: u32,
@@ -87,7 +91,7 @@ impl Gate {
     }
 
     fn mark(&self, flags: libc::c_uint, file: BorrowedFd<'_>) -> io::Result<()> {
-        fanotify::mark(&self.group, flags, FAN_PRE_ACCESS, file)
+        fanotify::mark(&self.group, flags, FAN_PRE_ACCESS | libc::FAN_OPEN_PERM, file)
     }
 
     /// Ends the wait of whoever is in [`next`](Gate::next), now or later.
@@ -151,8 +155,9 @@ impl Gate {
             // SAFETY: the kernel has opened it for this event, and nobody else knows it.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             self.opens();
-            let (fd, range) = (Some(fd), range(event));
-            each(Access { gate: Arc::clone(self), fd, range, thread: word(event, 20) });
+            let opening = double_word(event, 8) & libc::FAN_OPEN_PERM != 0;
+            let (gate, fd, range) = (Arc::clone(self), Some(fd), range(event));
+            each(Access { gate, fd, opening, range, thread: word(event, 20) });
         }
     }
 }
@@ -173,6 +178,13 @@ impl Access {
     pub fn file(&self) -> io::Result<FileId> {
         let fd = self.fd.as_ref().ok_or(rustix::io::Errno::BADF)?;
         crate::file::identity(fd.as_fd())
+    }
+
+    /// It goes through the mount that `file` was opened through. What an overlay, say, has opened does not,
+    /// and then not all that happens to the file is asked about.
+    #[must_use]
+    pub fn is_beside(&self, file: &HostFile) -> bool {
+        self.fd.as_ref().is_some_and(|fd| crate::file::share_mount(fd.as_fd(), file.as_fd()))
     }
 }
 

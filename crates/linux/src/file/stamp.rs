@@ -38,6 +38,15 @@ pub struct FileStamp {
     pub nlink: u32,
 }
 
+/// Through which mount a descriptor was opened.
+pub(super) fn mount(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    let x = retry_on_intr(|| statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID))?;
+    if x.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(rustix::io::Errno::NOSYS);
+    }
+    Ok(x.stx_mnt_id)
+}
+
 /// One `statx`.
 pub(super) fn look(fd: BorrowedFd<'_>) -> rustix::io::Result<(FileId, FileStamp)> {
     // On a network file system even this may be interrupted.

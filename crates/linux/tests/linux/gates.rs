@@ -24,19 +24,20 @@ fn others_wait_and_what_was_open_before_does_not() {
     let dir = tempfile::tempdir().expect("directory");
     let path = dir.path().join("f");
     std::fs::write(&path, vec![1; 64 << 10]).expect("file");
-    let file = HostFile::open(&path, true).expect("open");
+    let file = Arc::new(HostFile::open(&path, true).expect("open"));
     let early = std::fs::File::open(&path).expect("open");
     if let Err(why) = gate.add(&file) {
         return println!("skipped: {why}");
     }
     let (tell, told) = mpsc::channel();
     let listener = std::thread::spawn({
-        let gate = Arc::clone(&gate);
+        let (gate, file) = (Arc::clone(&gate), Arc::clone(&file));
         move || {
             while gate
                 .next(|access| {
                     let id = access.file().expect("statx");
-                    tell.send((id, access.range.start)).expect("listened to");
+                    let from = (!access.opening).then_some(access.range.start);
+                    tell.send((id, from, access.is_beside(&file))).expect("listened to");
                 })
                 .expect("read")
             {}
@@ -49,16 +50,18 @@ fn others_wait_and_what_was_open_before_does_not() {
     assert!(told.try_recv().is_err(), "asked about what was open before");
     let late = std::fs::File::options().read(true).write(true).open(&path).expect("open");
     let asked = |what: &str| {
-        let (id, from) = told.recv().unwrap_or_else(|_| panic!("{what}: not asked"));
+        let (id, from, beside) = told.recv().unwrap_or_else(|_| panic!("{what}: not asked"));
         assert_eq!(id, file.identity());
+        assert!(beside, "{what}: through the same mount");
         from
     };
+    assert_eq!(asked("open"), None);
     late.read_exact_at(&mut byte, 10_000).expect("read");
-    assert_eq!(asked("read"), 8192);
+    assert_eq!(asked("read"), Some(8192));
     late.write_all_at(&[3], 20_000).expect("write");
-    assert_eq!(asked("write"), 16_384);
+    assert_eq!(asked("write"), Some(16_384));
     late.set_len(32 << 10).expect("truncate");
-    assert_eq!(asked("truncate"), 32 << 10);
+    assert_eq!(asked("truncate"), Some(32 << 10));
     // SAFETY: a fresh mapping of one page.
     let map = unsafe {
         libc::mmap(
@@ -71,7 +74,7 @@ fn others_wait_and_what_was_open_before_does_not() {
         )
     };
     assert_ne!(map, libc::MAP_FAILED);
-    assert_eq!(asked("mmap"), 4096);
+    assert_eq!(asked("mmap"), Some(4096));
     gate.remove(&file).expect("marked");
     late.read_exact_at(&mut byte, 0).expect("read");
     gate.stop();

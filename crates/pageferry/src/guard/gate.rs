@@ -58,8 +58,12 @@ impl Guards {
                 return Err(explain(&error));
             }
         }
-        if watched.gate.as_ref().is_some_and(|strangers| strangers.bar(range)) {
+        let strangers = watched.gate.as_ref();
+        if strangers.is_some_and(|strangers| strangers.bar(range)) {
             watched.alone().map_err(|e| format!("{}, and has touched it", explain(&e)))?;
+        }
+        if strangers.is_some_and(|strangers| strangers.present) && watched.io.may_be_a_loop() {
+            return Err("a loop device may stand on it, which nobody can make wait".into());
         }
         Ok(())
     }
@@ -180,6 +184,9 @@ impl Guards {
         if let Ok(seen) = measure(&watched.io) {
             watched.learn(&seen);
         }
+        // What came by another way may be used in ways that nobody is asked about.
+        let call =
+            if access.opening && !access.is_beside(&watched.io) { Call::Unknown } else { call };
         let range = watched.gate.as_mut()?.told(access.thread, call, &access.range);
         while state.files.get(&file).is_some_and(|w| w.keeps > 0) {
             self.kept.wait(&mut state);
@@ -192,7 +199,7 @@ impl Shared {
     /// What the thread does that is asked; the access goes on when it is dropped.
     fn let_touch(self: &Arc<Self>, access: Access) {
         let Some(file) = self.guards.gated(&access) else { return };
-        let call = Call::of(access.thread);
+        let call = Call::of(access.thread, access.opening);
         let Some(range) = self.guards.told(file, &access, call) else { return };
         if !self.core.lock().engine.is_away(file, &range) {
             return;

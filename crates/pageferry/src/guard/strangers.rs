@@ -8,17 +8,14 @@
 //!
 //! - *Mappings* are told of when they are made; what happens in them is not, and they can grow and move
 //!   along the file without a word (`mremap`, `remap_file_pages`): whoever maps some of it may store to
-//!   all of it. The same goes for a call that nobody can name.
-//! - *`O_TRUNC`* is an open, which the gate is not told of. It leaves a `MODIFY` by a thread that owes
-//!   none (each told call that changes anything leaves one); or its thread has been told of before and
-//!   has not written since: then its `OPEN` shows it, unless no other thread has ever been told of, and
-//!   then the size does, which only that thread could have brought back, by a call that is told.
-//! - *Changes inside the kernel* (`acct`, core dumps, ioctls of file systems) leave a `MODIFY` or a
-//!   `CLOSE_WRITE` by a thread that owes none. A loop device leaves nothing as long as it stands: that one
-//!   does is looked up.
+//!   all of it. The same goes for a call that nobody can name, and for an open through another mount, which
+//!   may be an overlay's.
+//! - *Changes inside the kernel* (`acct`, core dumps, ioctls of file systems) leave a `MODIFY` by a thread
+//!   that owes none (each told call that changes anything leaves one), or a `CLOSE_WRITE` by one that the
+//!   gate was not told of. A loop device leaves nothing as long as it stands: that one does is looked up.
 //! - *Appends* name any place. They show in the size: the page that held the end of file has changed.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ops::Range;
 
 use pageferry_engine::PAGE_BYTES;
@@ -36,38 +33,35 @@ pub(super) struct Strangers {
     mapped: bool,
     /// A change was heard of that the gate was not told of.
     untold: bool,
-    /// The threads that the gate was told of, and whether they owe a `MODIFY`.
-    threads: HashMap<u32, bool>,
+    /// The threads that the gate was told of, and those of them that owe a `MODIFY`.
+    threads: HashSet<u32>,
+    owing: HashSet<u32>,
 }
 
 impl Strangers {
     /// A thread is about to make a call. Which bytes must be home before.
     pub(super) fn told(&mut self, thread: u32, call: Call, range: &Range<u64>) -> Range<u64> {
+        self.present = true;
+        self.threads.insert(thread);
         let range = match call {
-            Call::Read | Call::Write => range.clone(),
+            Call::Open => return 0..0,
+            Call::Read => return range.clone(),
+            Call::Write => range.clone(),
             Call::Change => range.start..u64::MAX,
             Call::Unknown => 0..u64::MAX,
         };
-        self.present = true;
-        if call != Call::Read {
-            self.mapped |= call == Call::Unknown;
-            self.touched.add(range.clone());
-            self.threads.insert(thread, true);
-        }
+        self.mapped |= call == Call::Unknown;
+        self.touched.add(range.clone());
+        self.owing.insert(thread);
         range
     }
 
     /// Something was heard of a thread (`None`: nobody knows which).
     pub(super) fn heard(&mut self, heard: &Heard) {
-        let others = self.threads.len() > 1;
-        let owes = heard.thread.and_then(|thread| self.threads.get_mut(&thread));
-        self.untold |= match owes {
-            None => heard.changed(),
-            Some(owes) => {
-                let modified = heard.modified && !std::mem::take(owes);
-                modified || heard.opened && others
-            }
-        };
+        let owes = |thread| self.owing.remove(&thread);
+        self.untold |= heard.modified && !heard.thread.is_some_and(owes);
+        let told = |thread| self.threads.contains(&thread);
+        self.untold |= heard.closed_writer && !heard.thread.is_some_and(told);
     }
 
     /// The size is another than when last looked at: what else may have changed with it.
@@ -76,7 +70,7 @@ impl Strangers {
         if new > old {
             return from..old.next_multiple_of(PAGE_BYTES);
         }
-        // By a call that is told it was cut from there on as well. By `O_TRUNC`, more may be to come.
+        // By a call that is told it was cut from there on as well.
         self.touched.add(from..u64::MAX);
         from..u64::MAX
     }
@@ -118,17 +112,12 @@ mod tests {
         Heard { modified: true, ..heard(thread) }
     }
 
-    fn opened(thread: u32) -> Heard {
-        Heard { opened: true, ..heard(thread) }
-    }
-
     const PAGE: Range<u64> = 8192..12_288;
 
     #[test]
     fn calls_change_what_they_were_told_with_until_all_are_gone() {
         let mut others = Strangers::default();
         assert!(!others.are_there());
-        others.heard(&opened(1));
         assert_eq!(others.told(1, Call::Read, &PAGE), PAGE);
         assert_eq!(others.changed(), Some(vec![]));
         assert!(!others.bar(&PAGE));
@@ -167,19 +156,17 @@ mod tests {
         assert_eq!(others.changed(), None);
     }
 
-    /// Its `MODIFY` may look like that of a call before, so its `OPEN` counts, once others could have
-    /// made the file as long again as it was.
     #[test]
-    fn an_open_by_a_thread_that_has_written_may_have_cut_the_file() {
+    fn an_open_touches_nothing_unless_it_may_empty_the_file() {
         let mut others = Strangers::default();
-        others.told(1, Call::Write, &PAGE);
+        assert!(others.told(1, Call::Open, &(0..u64::MAX)).is_empty());
+        assert!(others.are_there());
+        assert_eq!(others.changed(), Some(vec![]));
+        others.heard(&Heard { closed_writer: true, ..heard(1) });
+        assert_eq!(others.changed(), Some(vec![]), "it was told of");
+        assert_eq!(others.told(1, Call::Change, &(0..u64::MAX)), 0..u64::MAX);
         others.heard(&Heard { opened: true, ..modified(1) });
-        assert_eq!(others.changed(), Some(vec![PAGE]));
-        others.told(2, Call::Write, &PAGE);
-        others.heard(&opened(3));
-        assert_eq!(others.changed(), Some(vec![PAGE]));
-        others.heard(&opened(1));
-        assert_eq!(others.changed(), None);
+        assert_eq!(others.changed(), Some(std::iter::once(0..u64::MAX).collect()));
     }
 
     #[test]

@@ -243,7 +243,6 @@ fn edits_by_strangers_are_seen_and_not_undone() {
 }
 
 #[test]
-#[ignore = "a bug: nobody is asked about O_TRUNC, and what was away comes back when the file grows"]
 fn an_open_that_empties_a_gated_file_is_not_undone() {
     edits(vec![Guard::Fanotify], |_, how| how == "O_TRUNC-extend");
 }
