@@ -134,9 +134,10 @@ pub(crate) enum GuardName {
     None,
     /// A lease while something is away: whoever opens the file waits until it is home.
     Lease,
-    /// fanotify while something is away (needs root): whoever touches the file waits until it is home.
+    /// fanotify (needs root): whoever touches bytes that are away waits until they are home, and of what
+    /// others change only those pages move again.
     Fanotify,
-    /// The strongest that works for the file.
+    /// The strongest that works for the file, while something is away.
     Auto,
 }
 

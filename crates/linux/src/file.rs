@@ -27,6 +27,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 pub use bytes::WriteError;
 pub use evidence::Place;
+pub(crate) use evidence::tells_through_overlays;
 pub use open::{FileKind, OpenError};
 pub use stamp::{FileId, FileStamp};
 

@@ -1,7 +1,8 @@
 //! What this system can do for the cache, found by doing it.
 //!
-//! Nothing is inferred from the kernel's version: each entry is the outcome of a real attempt, on a
-//! nameless file in the directory for temporary files, with the rights that this process has.
+//! Each entry is the outcome of a real attempt, on a nameless file in the directory for temporary files, with
+//! the rights that this process has. One is inferred from the kernel's version, for want of an overlay to
+//! try it on.
 
 mod files;
 mod host;

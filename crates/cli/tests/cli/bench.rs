@@ -59,7 +59,7 @@ fn another_process_pays_for_guards() {
     } else {
         assert_eq!(home("fanotify", "4.0 KiB away, read"), Some(4096));
         assert_eq!(home("fanotify", "4.0 KiB away, write"), Some(4096));
-        assert_eq!(home("fanotify", "2.0 MiB away, visit"), Some(2 << 20));
+        assert_eq!(home("fanotify", "2.0 MiB away, visit"), Some(4096), "what is asked for");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

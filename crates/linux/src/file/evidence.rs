@@ -1,5 +1,6 @@
 //! What can be known of others' changes to a file, by what kind of file it is.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -39,6 +40,7 @@ impl HostFile {
         if !self.private {
             return Err("its descriptor could not be opened anew and may be shared".into());
         }
+        tells_through_overlays(rustix::system::uname().release())?;
         let kind = self.file_system().map_err(|e| format!("statfs: {e}"))?;
         match TELLING.iter().any(|(number, _)| *number == kind) {
             true => Ok(()),
@@ -57,6 +59,20 @@ impl HostFile {
 
     fn file_system(&self) -> rustix::io::Result<u64> {
         Ok(rustix::fs::fstatfs(&self.fd)?.f_type as u64)
+    }
+}
+
+/// Whoever opens a file through an overlay above it leaves an event since Linux 6.5 (its change "ovl:
+/// enable fsnotify events on underlying real files"), and it cannot be known what overlays there are.
+pub(crate) fn tells_through_overlays(release: &CStr) -> Result<(), String> {
+    let release = release.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 5) => Ok(()),
+        _ => Err(format!(
+            "this kernel ({release}) does not tell of changes through an overlay above the file; \
+             Linux 6.5 does"
+        )),
     }
 }
 
@@ -93,5 +109,20 @@ impl Place {
         let access = if writable { Access::READ_OK | Access::WRITE_OK } else { Access::READ_OK };
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         rustix::fs::accessat(rustix::fs::CWD, path, access, AtFlags::EACCESS).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_that_do_not_tell_all() {
+        for old in [c"6.4.16", c"5.15.0-91-generic", c"4.19", c"6", c"", c"next", c"6.x"] {
+            assert!(tells_through_overlays(old).is_err(), "{old:?}");
+        }
+        for new in [c"6.5.0", c"6.18.44-fc", c"7.0", c"10.1.2-rc3"] {
+            assert!(tells_through_overlays(new).is_ok(), "{new:?}");
+        }
     }
 }

@@ -28,6 +28,12 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         otherwise: "copies of files that could change serve one pin",
     },
     Attempt {
+        name: "fanotify-overlays",
+        run: overlays,
+        then: "whoever changes a file through an overlay above it is heard of",
+        otherwise: "copies of files that could change serve one pin",
+    },
+    Attempt {
         name: "fanotify-pre-content",
         run: pre_content,
         then: "other processes can be made to wait for what is away",
@@ -71,6 +77,12 @@ fn notification() -> Finding {
     let told = rustix::io::read(&group, &mut events[..]).unwrap_or(0);
     require(told > 0, "a write was not told")?;
     Ok("a group without privileges was told of a write".to_owned())
+}
+
+fn overlays() -> Finding {
+    let kernel = rustix::system::uname();
+    crate::file::tells_through_overlays(kernel.release())?;
+    Ok(format!("Linux {} tells, as all do since 6.5", kernel.release().to_string_lossy()))
 }
 
 fn pre_content() -> Finding {
