@@ -81,7 +81,12 @@ fn a_load_that_waits_is_interrupted_and_traps_again() {
 
 /// The id of a thread that has ended.
 fn tid_of_nobody() -> u32 {
-    thread::spawn(current_tid).join().expect("thread")
+    let tid = thread::spawn(current_tid).join().expect("thread");
+    // It is joined as soon as its stack is free, and is gone a moment later.
+    while std::path::Path::new(&format!("/proc/self/task/{tid}")).exists() {
+        thread::yield_now();
+    }
+    tid
 }
 
 #[test]
