@@ -167,9 +167,7 @@ impl<E: Clone> Engine<E> {
                     return Turn::Clear;
                 }
                 let writer = |p: &crate::file::Pin| {
-                    p.mode.writes()
-                        && p.cut.is_none_or(|c| c > page.start)
-                        && !clip(&p.pages(), &page).is_empty()
+                    p.mode.writes() && !clip(&p.live_pages(), &page).is_empty()
                 };
                 if state.pins.values().any(writer) {
                     op.range = page;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::file::Pin;
 use crate::op::Flight;
-use crate::pages::page_span;
 use crate::{Engine, FileKey, FrameId, MapKey, Owner, PinKey};
 
 impl<E: Clone> Engine<E> {
@@ -32,11 +32,25 @@ impl<E: Clone> Engine<E> {
         state.pages.folios.range(state.pages.folios_of(range)).map(|(folio, _)| *folio).collect()
     }
 
-    /// Where a pin ends now, in whole pages: a cut below its range counts. 0 if it is gone.
+    /// Where the pages that a pin holds end now: where they begin if a cut has left none. 0 if the
+    /// pin is gone.
     #[must_use]
     pub fn pin_end(&self, pin: PinKey) -> u64 {
-        let held = self.pin_files.get(&pin).and_then(|f| self.files.get(f)?.pins.get(&pin));
-        held.map_or(0, |p| page_span(&(0..p.range.end.min(p.cut.unwrap_or(u64::MAX)))).end)
+        let end = |p: &Pin| match p.live_pages() {
+            none if none.is_empty() => p.pages().start,
+            live => live.end,
+        };
+        self.held(pin).map_or(0, end)
+    }
+
+    /// The lowest size that the file had under a pin, if that cut it: what lies behind is not the pin's.
+    #[must_use]
+    pub fn pin_cut(&self, pin: PinKey) -> Option<u64> {
+        self.held(pin)?.cut
+    }
+
+    fn held(&self, pin: PinKey) -> Option<&Pin> {
+        self.files.get(self.pin_files.get(&pin)?)?.pins.get(&pin)
     }
 
     /// The first byte of the range whose CPU accesses through a mapping wait.

@@ -41,7 +41,7 @@ impl<E: Clone> Engine<E> {
             for (at, (ka, a)) in pins.iter().enumerate() {
                 for (kb, b) in &pins[at + 1..] {
                     let writes = a.mode.writes() || b.mode.writes();
-                    if writes && !clip(&a.range, &b.range).is_empty() {
+                    if writes && !clip(&a.kept_bytes(), &b.kept_bytes()).is_empty() {
                         return Err(format!(
                             "I4 {key:?}: {ka:?} and {kb:?} overlap and one writes"
                         ));
@@ -80,8 +80,7 @@ impl<E: Clone> Engine<E> {
             return Ok(false);
         };
         let Some(p) = file.pins.get(&pin) else { return Ok(false) };
-        let end = p.cut.map_or(u64::MAX, |cut| cut & !(crate::PAGE_BYTES - 1));
-        let held = clip(&p.pages(), &(0..end));
+        let held = p.live_pages();
         for folio in file.pages.folios_of(&held) {
             if file.pages.frame(folio).is_none() {
                 return Err(format!("I7 folio {folio} of {pin:?} has no frame"));

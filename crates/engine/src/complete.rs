@@ -305,10 +305,15 @@ impl<E: Clone> Engine<E> {
             && let Some(state) = self.files.get_mut(&file)
         {
             state.pages.clear_valid(&range);
-            for flight in self.flights.values_mut().filter(|f| f.file == file) {
-                if let Effect::Fetch { range: fetching, stale, .. } = &mut flight.effect {
-                    *stale |= !clip(fetching, &range).is_empty();
-                }
+            self.doubt_fetches(file, &range);
+        }
+    }
+
+    /// What is being copied of the range serves who copies it and no later pin.
+    fn doubt_fetches(&mut self, file: FileKey, range: &Range<u64>) {
+        for flight in self.flights.values_mut().filter(|f| f.file == file) {
+            if let Effect::Fetch { range: fetching, stale, .. } = &mut flight.effect {
+                *stale |= !clip(fetching, range).is_empty();
             }
         }
     }
@@ -358,8 +363,9 @@ impl<E: Clone> Engine<E> {
         for pin in state.pins.values_mut().filter(|p| p.range.end > bytes) {
             pin.cut = Some(pin.cut.unwrap_or(u64::MAX).min(bytes));
         }
-        let from = bytes.saturating_add(PAGE_BYTES - 1) & !(PAGE_BYTES - 1);
-        let from = state.tidy.map_or(from, |t| t.from.min(from));
+        // The page of the cut, too: some pin may have nothing left of it.
+        let page = bytes & !(PAGE_BYTES - 1);
+        let from = state.tidy.map_or(page, |t| t.from.min(page));
         state.tidy = Some(Tidy { from, asked: false, hidden: false, serial });
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::file::{Claim, FileState, Pin};
 use crate::op::{Effect, Flight, Op, Phase, Turn};
-use crate::pages::page_span;
+use crate::pages::{clip, page_span};
 use crate::queue::Queues;
 use crate::range::RangeSet;
 use crate::{
@@ -158,7 +158,7 @@ impl<E: Clone> Engine<E> {
                 let trapped = state.maps.values().filter_map(|m| m.trapped.range_at(*at));
                 let run = trapped.reduce(|a, b| a.start.max(b.start)..a.end.min(b.end));
                 op.range = match run {
-                    Some(run) => crate::pages::clip(&around, &run),
+                    Some(run) => clip(&around, &run),
                     None => page_span(&op.range),
                 };
             }
@@ -357,11 +357,13 @@ impl<E: Clone> Engine<E> {
                 }
             }
         }
-        // Past the end of file the device may have left bytes in the last page: zeros must show
-        // there when the file grows.
-        let eof = state.pages.bytes();
-        if pin.mode.writes() && pin.range.end > eof && pin.stored.intersects(eof..pin.range.end) {
-            state.pages.clear_valid(&(eof..pin.range.end));
+        // Past the end of file, and behind a cut, the device may have left bytes that are nobody's.
+        let end = state.pages.bytes().min(pin.cut.unwrap_or(u64::MAX));
+        if pin.mode.writes() {
+            let dropped = clip(&pin.range, &(end..u64::MAX));
+            for (stray, ()) in pin.stored.overlaps(dropped.clone()) {
+                state.pages.clear_valid(&clip(&stray, &dropped));
+            }
         }
         op.cut = pin.cut;
     }

@@ -1,4 +1,19 @@
 //! What the engine knows of one file: its pages on the device, who holds them, how it is mapped.
+//!
+//! # What a truncation leaves of a pin
+//!
+//! The one idea: a pin holds what it can still bring home. A truncation below its end *cuts* a granted
+//! pin for good: the file may grow back, the pin does not. Its *live* bytes lie before the cut. It holds
+//! the pages of these, with the one that the cut runs through (no page is hidden in part): they keep
+//! their frames and traps, nobody fetches them anew or changes them. Other pages it does not hold, also
+//! where it had its first bytes behind the cut in the page of the cut.
+//!
+//! Its kernels know nothing of the cut. They fault behind it, as those pages are hidden, until another
+//! pin brings such a page back: all pins of a file have the same addresses, and where the other pin
+//! stores, the kernels of the cut one may. Hence two things stay as they were. A cut write pin keeps all
+//! its *bytes* from other pins until its release: a stray store hits no byte that anybody is shown. And
+//! pages that the device stored to count for it as before (`stored`): its end drops the copies of
+//! those behind the cut, stray stores included, and its release tells of them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,6 +43,27 @@ impl Pin {
     /// The pages it touches.
     pub(crate) fn pages(&self) -> Range<u64> {
         page_span(&self.range)
+    }
+
+    /// The bytes that it can still bring home.
+    pub(crate) fn live(&self) -> Range<u64> {
+        clip(&self.range, &(0..self.cut.unwrap_or(u64::MAX)))
+    }
+
+    /// The pages of those.
+    pub(crate) fn live_pages(&self) -> Range<u64> {
+        page_span(&self.live())
+    }
+
+    /// The bytes that it keeps from pins that it cannot stand beside. (One that is not granted yet
+    /// takes everything back should the file grow back.)
+    pub(crate) fn kept_bytes(&self) -> Range<u64> {
+        if self.granted && !self.mode.writes() { self.live() } else { self.range.clone() }
+    }
+
+    /// The pages that it keeps as they are, if it writes.
+    pub(crate) fn kept_pages(&self) -> Range<u64> {
+        if self.granted { self.live_pages() } else { self.pages() }
     }
 }
 
@@ -108,12 +144,9 @@ impl FileState {
         self.pins.iter().filter(|(_, p)| !clip(&p.range, range).is_empty()).map(|(k, p)| (*k, p))
     }
 
-    /// Some pin holds bytes of `range`. A pin does not hold what lies beyond its cut.
+    /// Some pin holds pages of `range`.
     pub(crate) fn is_pinned(&self, range: &Range<u64>) -> bool {
-        self.pins.values().any(|p| {
-            let end = p.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
-            !clip(&clip(&p.pages(), &(0..end)), range).is_empty()
-        })
+        self.pins.values().any(|p| !clip(&p.live_pages(), range).is_empty())
     }
 
     /// The pages of `range` that CPU accesses must not reach: dirty, or under a write pin.
@@ -132,18 +165,16 @@ impl FileState {
     pub(crate) fn trap_holders(&self) -> RangeSet {
         let mut set = RangeSet::new();
         for pin in self.pins.values().filter(|p| p.mode.writes()) {
-            let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
-            set.add(clip(&pin.pages(), &(0..end)));
+            set.add(pin.live_pages());
         }
         set
     }
 
-    /// The pages that pins hold: none beyond their cuts.
+    /// The pages that pins hold.
     pub(crate) fn held_pages(&self) -> RangeSet {
         let mut held = RangeSet::new();
         for pin in self.pins.values() {
-            let end = pin.cut.map_or(u64::MAX, |cut| page_span(&(0..cut)).end);
-            held.add(clip(&pin.pages(), &(0..end)));
+            held.add(pin.live_pages());
         }
         held
     }

@@ -44,10 +44,10 @@
 //! - **I1** A valid or dirty page has a frame and lies inside the file; dirty bytes too.
 //! - **I2** A frame serves one folio; frames in use never exceed the budget.
 //! - **I3** Every action owns its pages (a *page lock*) until it is completed; locks never overlap.
-//! - **I4** A write pin shares no byte with another pin.
-//! - **I5** A dirty page, and every page of a granted write pin, is trapped in every mapping.
+//! - **I4** A write pin shares no byte with another pin, but for what was cut off a reading one.
+//! - **I5** A dirty page, and every page that a granted write pin holds, is trapped in every mapping.
 //! - **I6** Every pin belongs to one file.
-//! - **I7** Every page of a granted pin has a frame until the pin ends or the file is cut below it.
+//! - **I7** Every page that a granted pin holds has a frame (`file.rs`: what a truncation leaves of it).
 #![forbid(unsafe_code)]
 
 mod advance;

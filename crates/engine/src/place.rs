@@ -21,13 +21,13 @@ impl<E: Clone> Engine<E> {
             put(page_span(&run), PageState::Away);
         }
         for pin in state.pins.values() {
-            for (run, ()) in pin.stored.iter() {
+            for (run, ()) in pin.stored.overlaps(pin.live_pages()) {
                 put(run, PageState::Away);
             }
         }
         for pin in state.pins.values() {
             let held: Vec<_> = map
-                .overlaps(clip(&range, &pin.range))
+                .overlaps(clip(&range, &pin.live()))
                 .map(|(run, (state, _))| (run, *state))
                 .collect();
             for (run, state) in held {

@@ -447,13 +447,13 @@ impl<E: Clone> Engine<E> {
 }
 
 impl FileState {
-    /// The pages of the first other granted write pin that touches pages of `range`: the device may
+    /// The pages of the first other granted write pin with live bytes on pages of `range`: the device may
     /// have stored to them. (One that is only being filled waits for the same pages as we do.)
     fn page_write_pin(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
         self.pins
             .iter()
             .filter(|(k, p)| p.mode.writes() && p.granted && Some(**k) != own)
-            .map(|(_, p)| clip(range, &p.pages()))
+            .map(|(_, p)| clip(range, &p.live_pages()))
             .filter(|r| !r.is_empty())
             .min_by_key(|r| r.start)
     }

@@ -42,12 +42,15 @@ impl<E: Clone> Engine<E> {
         };
         let filling = others.clone().filter(|(k, p)| p.granted || idle(k)).map(|(_, p)| p);
         let others = others.map(|(_, p)| p);
+        let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.kept_pages(), &pages);
         match &op.request {
             Request::Pin { mode, .. } if op.phase <= Phase::Admit => {
                 // A page that was zeroed for an overwrite belongs to that pin whole.
                 let clash = |p: &&crate::file::Pin| {
-                    let zeroed = mode.writes() && p.zeroed.intersects(pages.clone());
-                    zeroed || overlap(&p.range, &op.range) && (p.mode.writes() || mode.writes())
+                    let whole = clip(&p.kept_pages(), &pages);
+                    let zeroed = mode.writes() && p.zeroed.intersects(whole);
+                    let writes = p.mode.writes() || mode.writes();
+                    zeroed || writes && overlap(&p.kept_bytes(), &op.range)
                 };
                 owners.extend(others.filter(clash).map(|p| p.owner));
                 let claims = file.claims.iter().filter(|(k, c)| {
@@ -56,7 +59,6 @@ impl<E: Clone> Engine<E> {
                 owners.extend(claims.map(|(_, c)| c.owner));
             }
             Request::Pin { .. } => {
-                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
                 owners.extend(filling.filter(writes).map(|p| p.owner));
             }
             Request::Flush { .. } | Request::Release { .. } => {
@@ -66,7 +68,6 @@ impl<E: Clone> Engine<E> {
                 owners.extend(others.filter(dirty).map(|p| p.owner));
             }
             Request::Change { resizes, .. } => {
-                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
                 owners.extend(others.filter(writes).map(|p| p.owner));
                 let claims =
                     file.claims.iter().filter(|(k, c)| **k != key && *resizes && c.resizes);
@@ -76,7 +77,6 @@ impl<E: Clone> Engine<E> {
                 owners.extend(file.claims.values().map(|c| c.owner));
             }
             _ => {
-                let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.pages(), &pages);
                 owners.extend(others.filter(writes).map(|p| p.owner));
             }
         }

@@ -2,6 +2,8 @@
 
 #[path = "protocol/bench.rs"]
 mod bench;
+#[path = "protocol/cuts.rs"]
+mod cuts;
 #[path = "protocol/failures.rs"]
 mod failures;
 #[path = "protocol/queueing.rs"]

@@ -8,6 +8,8 @@
 
 #[path = "world/actors.rs"]
 mod actors;
+#[path = "world/kernels.rs"]
+mod kernels;
 #[path = "world/model.rs"]
 mod model;
 #[path = "world/performer.rs"]

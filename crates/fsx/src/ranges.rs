@@ -74,6 +74,9 @@ pub(crate) fn clip(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
 
 /// Widened to whole pages.
 pub(crate) fn pages(range: &Range<u64>) -> Range<u64> {
+    if range.is_empty() {
+        return range.clone();
+    }
     range.start & !4095..range.end.saturating_add(4095) & !4095
 }
 

@@ -35,8 +35,6 @@ pub(crate) enum Sabotage {
 pub(crate) enum Known {
     /// A release that keeps silent about stored bytes that a truncation dropped.
     SilentCut,
-    /// Pins refused because a write pin holds other bytes of a page that has to be fetched anew.
-    PageNeighbours,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

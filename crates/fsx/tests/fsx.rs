@@ -3,9 +3,6 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Past what this version is known to do wrong, so that anything new shows.
-const IGNORE: [&str; 2] = ["--ignore", "page-neighbours"];
-
 fn fsx(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pageferry-fsx")).args(args).output().unwrap()
 }
@@ -26,7 +23,7 @@ fn dirs() -> Vec<String> {
 
 fn no_difference(args: &[&str]) {
     for dir in dirs() {
-        let run = fsx(&[&["--dir", &dir, "--ops", "2000", "--shrink"], &IGNORE[..], args].concat());
+        let run = fsx(&[&["--dir", &dir, "--ops", "2000", "--shrink"], args].concat());
         let (out, err) = (text(&run.stdout), text(&run.stderr));
         assert_eq!(run.status.code(), Some(0), "{dir}: {out}{err}");
         assert!(out.contains("no difference"), "{out}");
@@ -64,7 +61,7 @@ fn other_shapes() {
 #[test]
 fn every_kind_of_operation_is_done() {
     let args = ["--ops", "6000", "--no-foreign", "--json", "--weights"];
-    let run = fsx(&[&args[..], &["foreign-hold=5,foreign-let-go=5"], &IGNORE].concat());
+    let run = fsx(&[&args[..], &["foreign-hold=5,foreign-let-go=5"]].concat());
     let json: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(json["failure"], serde_json::Value::Null);
     for kind in ["cache-store", "cache-zero", "poke", "view", "foreign-hold", "foreign-load"] {
@@ -85,7 +82,7 @@ fn found_and_shrunk(sabotage: &str, at_most: usize, culprit: &str) {
     let out = dir.path().join("found.ops").display().to_string();
     let args =
         ["--sabotage", sabotage, "--no-maps", "--no-foreign-maps", "--shrink", "--out", &out];
-    let run = fsx(&[&args[..], &IGNORE].concat());
+    let run = fsx(&args);
     let stdout = text(&run.stdout);
     assert_eq!(run.status.code(), Some(1), "{stdout}{}", text(&run.stderr));
     for part in ["DIFFERENCE in seed 1, step ", "expected ", "got ", "first at 0x", "shrunk to "] {
@@ -117,7 +114,7 @@ fn one_seed_decides_everything() {
     let record = |name: &str, seed: &str| {
         let path = dir.path().join(name);
         let args = ["--seed", seed, "--ops", "500", "--no-maps", "--no-foreign-maps", "--record"];
-        fsx(&[&args[..], &[path.to_str().unwrap()], &IGNORE].concat());
+        fsx(&[&args[..], &[path.to_str().unwrap()]].concat());
         std::fs::read_to_string(path).unwrap()
     };
     let first = record("first", "3");
@@ -134,7 +131,7 @@ fn a_hang_is_told_with_its_sequence() {
     let args = ["--ops", "100m", "--hang-seconds", "0", "--no-foreign", "--out", &out];
     // The files stay where they are, as evidence.
     let here = ["--dir", dir.path().to_str().unwrap()];
-    let run = fsx(&[&args[..], &here, &IGNORE].concat());
+    let run = fsx(&[&args[..], &here].concat());
     assert_eq!(run.status.code(), Some(1));
     assert!(text(&run.stderr).contains("HANG in step "), "{}", text(&run.stderr));
     assert!(std::fs::read_to_string(&out).unwrap().starts_with("set size="));

@@ -274,9 +274,12 @@ impl World {
                     self.give_pin(pin);
                     if !self.lost {
                         self.load_pin(pin, file, &range, mode, &stores, &floors);
-                        self.use_pin(file, &range, mode, &mut stores);
+                        self.use_pin(pin, file, &range, mode, &mut stores);
+                        self.stray(pin, file, &range, mode);
                     }
-                    let left = left - 1;
+                    // Who was cut stays long enough for others to come beside.
+                    let goes_on = self.cut(pin) < range.end && self.dice.roll(8) > 0;
+                    let left = left - u64::from(!goes_on);
                     self.actors[actor] =
                         Task::Holding { pin, file, range, mode, stores, floors, left };
                 } else {
@@ -416,76 +419,6 @@ impl World {
                 self.ask(actor, Request::Expel { file, map, at }, true, Want::Other { file });
             }
             _ => {}
-        }
-    }
-
-    /// A pin may change hands.
-    fn give_pin(&mut self, pin: PinKey) {
-        if self.dice.roll(6) == 0 {
-            let owner = self.dice.roll(self.actors.len() as u64 * 2) as u32;
-            self.engine.set_owner(pin, Some(owner).filter(|o| (*o as usize) < self.actors.len()));
-        }
-    }
-
-    /// Kernels load all that a pin holds.
-    fn load_pin(
-        &mut self,
-        pin: PinKey,
-        file: FileKey,
-        range: &Range<u64>,
-        mode: Mode,
-        stores: &[(u64, u32)],
-        floors: &[usize],
-    ) {
-        let known = self.engine.file_bytes(file).unwrap_or(0);
-        let end = self.engine.pin_end(pin).min(self.twins.files[&file].bytes).min(range.end);
-        for (n, at) in (range.start..end.min(known)).step_by(CELL as usize).enumerate() {
-            if !self.twins.is_present(file, at) {
-                assert!(self.failures > 0, "a pinned page at {at} of {file:?} is hidden");
-                continue;
-            }
-            let seen = self.twins.device_load(file, at);
-            if let Some((_, value)) = stores.iter().find(|(a, _)| *a == at) {
-                assert_eq!(seen, *value, "a store under the pin at {at} of {file:?} is gone");
-            } else if mode != Mode::Overwrite {
-                self.model.judge(file, at, floors[n], seen, "a held pin");
-            }
-        }
-    }
-
-    /// Kernels at work under a pin.
-    fn use_pin(
-        &mut self,
-        file: FileKey,
-        range: &Range<u64>,
-        mode: Mode,
-        stores: &mut Vec<(u64, u32)>,
-    ) {
-        // What is stored past the end of the file is dropped, and that the file has grown behind its
-        // back the engine need not know yet.
-        let known = self.engine.file_bytes(file).unwrap_or(0);
-        let bytes = self.twins.files[&file].bytes.min(known);
-        let inside = range.start..range.end.min(bytes);
-        if !mode.writes() || inside.start >= inside.end {
-            return;
-        }
-        let count = (inside.end - inside.start) / CELL;
-        let at = inside.start + self.dice.roll(count) * CELL;
-        if self.engine.frame(file, at / FRAME).is_none() || stores.iter().any(|(a, _)| *a == at) {
-            return;
-        }
-        // Overwriting zeroes pages: who stores to one stores to all of it that is pinned.
-        let page = at / PAGE_BYTES * PAGE_BYTES;
-        let cells = if mode == Mode::Overwrite {
-            page.max(inside.start)..(page + PAGE_BYTES).min(inside.end)
-        } else {
-            at..at + CELL
-        };
-        let value = self.value();
-        for at in (cells.start..cells.end).step_by(CELL as usize) {
-            self.twins.device_store(file, at, value);
-            self.model.begin(file, at, value);
-            stores.push((at, value));
         }
     }
 }

@@ -28,10 +28,10 @@ impl World {
         Ok(())
     }
 
-    /// The parts of a range on whose pages there is no such pin.
+    /// The parts of a range of whose pages no such pin keeps any.
     fn gaps(&self, range: &Range<u64>, is: impl Fn(&super::Held) -> bool) -> Vec<Range<u64>> {
         let mut held = Ranges::default();
-        self.pins.values().filter(|p| is(p)).for_each(|p| held.add(pages(&p.range)));
+        self.pins.values().filter(|p| is(p)).for_each(|p| held.add(pages(&p.kept())));
         held.gaps(range)
     }
 

@@ -161,10 +161,10 @@ impl World {
         Ok(())
     }
 
-    /// Bytes of the pages under live write pins that the range touches.
+    /// The range touches pages that write pins keep.
     fn touches_write_pin(&self, range: &Range<u64>) -> bool {
         let range = pages(range);
-        self.pins.values().any(|p| p.writes() && crate::ranges::overlap(&pages(&p.range), &range))
+        self.pins.values().any(|p| p.writes() && crate::ranges::overlap(&pages(&p.kept()), &range))
     }
 
     /// Pages that were away when a live write pin took them: they cannot come home before its release.

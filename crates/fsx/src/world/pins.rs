@@ -42,6 +42,11 @@ impl Held {
         clip(&self.range, &(0..self.limit))
     }
 
+    /// Whose pages others may have to wait for. What an outsider cut, the cache may not know of yet.
+    pub(super) fn kept(&self) -> Range<u64> {
+        if self.was_cut && !self.cut_by_outsider { self.live() } else { self.range.clone() }
+    }
+
     /// The file was cut to `size`.
     pub(super) fn cut(&mut self, size: u64, by: By) {
         if size >= self.limit {
@@ -67,8 +72,9 @@ impl World {
             overlap(held, range) && (p.writes() || mode != Mode::Read)
         };
         let must_wait = self.pins.values().any(|p| clashes(p, &p.live()));
-        let page = self.settings.ignores(Known::PageNeighbours) && self.touches_write_pin(range);
-        let may_wait = page || self.pins.values().any(|p| clashes(p, &p.range));
+        // A page that has to be fetched anew waits for a write pin on it: nobody here knows which has.
+        let may_wait =
+            self.touches_write_pin(range) || self.pins.values().any(|p| clashes(p, &p.range));
         let past_end = range.end > self.size.next_multiple_of(4096);
         let pin_mode = match mode {
             Mode::Read => PinMode::Read,
@@ -164,6 +170,7 @@ impl World {
     }
 
     pub(super) fn device_store(&mut self, slot: u64, range: &Range<u64>, fill: u64) -> Step<Done> {
+        self.stray(slot, range, fill)?;
         let Some(held) = self.pins.get_mut(&slot) else { return Ok(Done::Skipped) };
         let range = clip(&store_grain(range, held.mode), &held.live());
         if range.is_empty() || !held.writes() {
@@ -177,6 +184,23 @@ impl World {
         held.shadow[at..at + bytes.len()].copy_from_slice(&bytes);
         held.stored.add(range);
         Ok(Done::Did)
+    }
+
+    /// Kernels know nothing of a cut. Such a store faults, or nobody ever sees what it stored.
+    fn stray(&self, slot: u64, range: &Range<u64>, fill: u64) -> Step<()> {
+        let Some(held) = self.pins.get(&slot).filter(|p| p.writes()) else { return Ok(()) };
+        let range = clip(&clip(range, &held.range), &(held.kept().end..u64::MAX));
+        if range.is_empty() {
+            return Ok(());
+        }
+        let bytes = fill_bytes(fill, range.start, range.end - range.start);
+        let view = held.pin.view().map_err(|e| unexpected("a view of a pin", &e))?;
+        match view.write(range.start, &bytes) {
+            Err(error) if error.kind() != "past-eof" => {
+                Err(unexpected("a store behind a cut", &error).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Releases, and from then on the twin has what the device stored.

@@ -200,3 +200,39 @@ fn a_write_over_much_that_is_away_is_made_by_its_caller() {
         same(&rig.on_disk("f"), &vec![turn; bytes as usize], "what was written");
     }
 }
+
+#[test]
+fn a_pin_that_a_truncation_cut_off_makes_nobody_wait_for_its_pages() {
+    let r = rig(8);
+    let f = r.file("a", 4 * PAGE);
+    let map = f.map(0..4 * PAGE, true).unwrap();
+    let pin = f.pin(PAGE + 1000..3 * PAGE + 100, PinMode::Write).unwrap();
+    let view = pin.view().unwrap();
+    view.write(3 * PAGE, &[7; 100]).unwrap();
+    f.set_len(PAGE + 500).unwrap();
+    assert_eq!(view.write(PAGE + 2000, b"x").unwrap_err().kind(), "past-eof");
+    f.set_len(4 * PAGE).unwrap();
+    // All of this thread: had it to wait, it would be refused.
+    device_writes(&f, 3 * PAGE + 100, &[8; 50], After::WriteBack);
+    device_writes(&f, PAGE + 900, &[8; 100], After::WriteBack);
+    assert_eq!(map.load_u8(3 * PAGE as usize + 100).unwrap(), 8);
+    f.write_at(&[9; 10], 2 * PAGE).unwrap();
+    let over = f.pin(PAGE + 1000..PAGE + 1001, PinMode::Read).map(drop).unwrap_err();
+    assert_eq!(over.kind(), "would-deadlock", "its bytes it keeps");
+    // While another pin lets the device store to the page, so may the kernels of this one.
+    let beside = f.pin(3 * PAGE + 200..4 * PAGE, PinMode::Write).unwrap();
+    beside.view().unwrap().write(3 * PAGE + 200, &[8; 50]).unwrap();
+    view.write(3 * PAGE, &[6; 100]).unwrap();
+    beside.release().unwrap();
+    drop(view);
+    assert_eq!(pin.release().unwrap_err().kind(), "file-shrunk");
+    let mut model = pattern(4 * PAGE);
+    model[PAGE as usize + 500..].fill(0);
+    for (at, bytes) in [(3 * PAGE + 100, [8; 50]), (PAGE + 900, [8; 50]), (PAGE + 950, [8; 50])] {
+        model[at as usize..][..50].copy_from_slice(&bytes);
+    }
+    model[2 * PAGE as usize..][..10].fill(9);
+    model[3 * PAGE as usize + 200..][..50].fill(8);
+    same(&r.on_disk("a"), &model, "the file");
+    same(&device_reads(&f, 0..4 * PAGE), &model, "the device");
+}
