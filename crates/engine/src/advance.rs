@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::op::{Effect, Op, Phase, Turn};
 use crate::pages::{clip, page_span};
 use crate::range::RangeSet;
+use crate::trust::measure;
 use crate::{Action, Engine, OpKey, PAGE_BYTES, Refusal, Request, WaitFor};
 
 impl<E: Clone> Engine<E> {
@@ -71,7 +72,11 @@ impl<E: Clone> Engine<E> {
             return Turn::Clear;
         }
         op.queued = true;
-        self.look(op.file)
+        // A question about places is none about age: no copy is dropped for it.
+        match op.request {
+            Request::Query { .. } => measure(op.file),
+            _ => self.look(op.file),
+        }
     }
 
     /// After a shrink, by whoever comes first.

@@ -161,6 +161,7 @@ impl<E: Clone> Engine<E> {
     ) {
         match (effect, reply) {
             (Effect::Observe, Reply::Observed(seen)) => self.observed(op, file, action.0, seen),
+            (Effect::Measure, Reply::Measured(bytes)) => self.measured(op, file, action.0, bytes),
             (Effect::Scan { map, range }, Reply::Stored(stored)) => {
                 self.stored((file, map), &range, stored)
             }
@@ -367,6 +368,8 @@ impl<E: Clone> Engine<E> {
         let page = bytes & !(PAGE_BYTES - 1);
         let from = state.tidy.map_or(page, |t| t.from.min(page));
         state.tidy = Some(Tidy { from, asked: false, hidden: false, serial });
+        // Should the file grow back, it will have been read before.
+        self.doubt_fetches(file, &(page..u64::MAX));
     }
 }
 

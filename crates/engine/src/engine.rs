@@ -472,6 +472,7 @@ fn next_phase<E>(op: &Op<E>) -> Phase {
                 Clean
             }
         }
+        (Request::Query { .. }, Observe) => TakeDirty,
         (Request::Query { .. }, TakeDirty) => End,
         (Request::Touch { .. } | Request::Change { .. }, Admit) => Clean,
         (Request::Change { .. }, Clean) => Perform,

@@ -33,7 +33,7 @@
 //! Change   Admit → Clean → Perform → Settle → Free → End
 //! Resize   Perform → Tidy → Settle → Free → End
 //! Flush    Clean → Settle → End          Touch   Admit → Clean → Settle → End
-//! Evict    Clean → Settle → Free → End   Query   TakeDirty → End
+//! Evict    Clean → Settle → Free → End   Query   Observe → TakeDirty → End
 //! MapIn    Perform → End                 MapOut  Scan → Perform → End
 //! Expel    Perform → End
 //! ```

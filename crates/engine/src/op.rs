@@ -102,7 +102,7 @@ impl<E> Op<E> {
         patient: bool,
     ) -> Op<E> {
         let phase = match &request {
-            Request::Pin { .. } => Phase::Observe,
+            Request::Pin { .. } | Request::Query { .. } => Phase::Observe,
             Request::Release { .. } => Phase::TakeDirty,
             Request::Change { .. } | Request::Touch { .. } => Phase::Admit,
             Request::Resize { .. } | Request::MapIn { .. } | Request::Expel { .. } => {
@@ -110,7 +110,6 @@ impl<E> Op<E> {
             }
             Request::Flush { .. } | Request::Evict { .. } | Request::Close { .. } => Phase::Clean,
             Request::MapOut { .. } => Phase::Scan,
-            Request::Query { .. } => Phase::TakeDirty,
         };
         Op {
             key,
@@ -166,6 +165,7 @@ impl<E> Op<E> {
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     Observe,
+    Measure,
     Scan { map: MapKey, range: Range<u64> },
     Trap { map: MapKey, range: Range<u64> },
     Untrap { map: MapKey, range: Range<u64> },

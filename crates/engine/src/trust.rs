@@ -50,9 +50,14 @@ impl<E: Clone> Engine<E> {
     /// An observation is back. Whoever needs to know the size and was not told looks again.
     pub(crate) fn observed(&mut self, op: OpKey, file: FileKey, began: u64, seen: Observed) {
         self.hear_epoch(file, &seen);
+        self.measured(op, file, began, seen.bytes);
+    }
+
+    /// The size is known as it was at some moment after `began`.
+    pub(crate) fn measured(&mut self, op: OpKey, file: FileKey, began: u64, bytes: u64) {
         let now = self.clock();
         let Some(state) = self.files.get_mut(&file) else { return };
-        let same = state.pages.bytes() == seen.bytes;
+        let same = state.pages.bytes() == bytes;
         let trust = &mut state.trust;
         if trust.changing > 0 || trust.began > began {
             return;
@@ -66,7 +71,7 @@ impl<E: Clone> Engine<E> {
         trust.began = began;
         if !same {
             trust.learnt = now;
-            self.resized(file, seen.bytes);
+            self.resized(file, bytes);
         }
     }
 
@@ -130,4 +135,9 @@ impl<E: Clone> Engine<E> {
         let action = Action::Observe { file, since };
         Turn::Act { action, file, effect: Effect::Observe, locks: Vec::new() }
     }
+}
+
+/// A look that tells the size only. Of age it says nothing: no copy is dropped for it.
+pub(crate) fn measure<E>(file: FileKey) -> Turn<E> {
+    Turn::Act { action: Action::Measure { file }, file, effect: Effect::Measure, locks: Vec::new() }
 }

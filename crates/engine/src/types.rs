@@ -151,7 +151,7 @@ pub enum Request {
         /// Which mapping.
         map: MapKey,
     },
-    /// Where pages are, moving nothing.
+    /// Where pages are now, moving nothing.
     Query {
         /// Which file.
         file: FileKey,
@@ -253,6 +253,11 @@ pub enum Action {
         file: FileKey,
         /// The last epoch heard of.
         since: u64,
+    },
+    /// How long is the file? Nothing else is asked. Reply: [`Reply::Measured`].
+    Measure {
+        /// Which file.
+        file: FileKey,
     },
     /// Which pages were stored to through a mapping since last asked; re-arm. Reply:
     /// [`Reply::Stored`].
@@ -388,6 +393,8 @@ pub enum Reply<E> {
     Done,
     /// What the look told.
     Observed(Observed),
+    /// The file's size now.
+    Measured(u64),
     /// Pages stored to (page-aligned file ranges); `None`: cannot tell, take all.
     Stored(Option<Vec<Range<u64>>>),
     /// The new frame.

@@ -383,10 +383,12 @@ impl File {
         Ok(shared.guards.coherence(self.key()))
     }
 
-    /// Where the pages of a range are, moving none: ascending, without gaps, up to the end of file.
+    /// Where the pages of a range are, moving none and waiting for no pin: ascending, without gaps, up
+    /// to the end that the file has now. What else others have done to it is not looked for: a copy
+    /// may be one that the next pin will not believe.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::File`] if `statx` fails, [`Error::Device`].
     pub fn placement(&self, range: Range<u64>) -> Result<Vec<Placement>> {
         let request = Request::Query { file: self.key(), range: range.clone() };
         match self.request(request, &range)? {

@@ -88,6 +88,7 @@ impl Shared {
             Action::Observe { file, since } => {
                 Ok(Reply::Observed(self.guards.look(*file, *since)?))
             }
+            Action::Measure { file } => Ok(Reply::Measured(self.backing(*file)?.bytes()?)),
             Action::ScanStores { map, range, .. } => {
                 Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range)?))
             }

@@ -279,3 +279,23 @@ fn doctor_stat_and_where_answer() {
         (Some("home"), Some(10_000))
     );
 }
+
+#[test]
+fn where_tells_of_the_file_as_long_as_others_have_made_it() {
+    let s = scratch(64 << 10);
+    let truncate = |size: &str| format!("!truncate -s {size} {}", s.file.display());
+    let (shorter, longer) = (truncate("5000"), truncate("40000"));
+    let commands =
+        ["prefetch 0 64k", "where 0 64k", &shorter, "where 0 64k", &longer, "where 0 64k"];
+    let mut args = vec!["io", "--json", "FILE"];
+    commands.iter().for_each(|command| args.extend(["-c", command]));
+    let output = pageferry(&args, &s.file);
+    let answers: Vec<Value> =
+        text(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let ends = |answer: &Value| {
+        let last = answer["ranges"].as_array().unwrap().last().unwrap();
+        last["off"].as_u64().unwrap() + last["len"].as_u64().unwrap()
+    };
+    let told: Vec<u64> = [1, 3, 5].iter().map(|n| ends(&answers[*n])).collect();
+    assert_eq!(told, [64 << 10, 5000, 40_000], "{answers:?}");
+}

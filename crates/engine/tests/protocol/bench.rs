@@ -66,6 +66,7 @@ impl Bench {
         }
         match action {
             Action::Observe { .. } => Reply::Observed(self.now.clone()),
+            Action::Measure { .. } => Reply::Measured(self.now.bytes),
             Action::Allocate { .. } => {
                 self.frames += 1;
                 Reply::Frame(FrameId(self.frames))

@@ -116,6 +116,44 @@ fn a_pin_being_filled_lets_nobody_in_behind_a_cut() {
     assert!(b.run(slow).unwrap().is_ok());
 }
 
+#[test]
+fn a_query_learns_the_size_and_nothing_else() {
+    let (mut b, file) = Bench::new(8, 32);
+    assert!(b.fetches(1, file, 0..8 * P));
+    let held = b.granted(1, pin(file, 16 * P..32 * P, Mode::Write));
+    // Somebody writes, and cuts the file, and it grows; nobody has looked since.
+    for (pages, end) in [(20, 20), (40, 40)] {
+        b.now = at(pages * P, pages);
+        b.done.clear();
+        let query = b.submit(2, Request::Query { file, range: 0..u64::MAX });
+        let Some(Ok(Outcome::Placed(placed))) = b.run(query) else { panic!("it waits") };
+        assert_eq!(placed[0].state, PageState::Copy, "a copy is dropped by a pin, if at all");
+        assert_eq!(placed.last().unwrap().range.end, end * P);
+        let asks = |a: &Action| matches!(a, Action::Measure { .. } | Action::TakeDirty { .. });
+        assert!(b.done.iter().all(asks), "{:?}", b.done);
+    }
+    assert_eq!(b.engine.pin_end(held), 20 * P);
+    assert!(b.fetches(2, file, 0..P), "now somebody looks");
+}
+
+/// The copy was begun before the file was cut: it has grown back as zeros since.
+#[test]
+fn a_fetch_under_way_when_a_query_sees_a_cut_is_not_believed() {
+    let (mut b, file) = Bench::new(8, 32);
+    let slow = b.submit(1, pin(file, 0..16 * P, Mode::Read));
+    let fetching = b.until_fetch(slow);
+    for bytes in [8 * P, 32 * P] {
+        b.now = at(bytes, 1);
+        b.done(2, Request::Query { file, range: 0..P });
+    }
+    b.engine.complete(fetching, Reply::Fetched { short: false });
+    b.done.clear();
+    assert!(b.run(slow).unwrap().is_ok());
+    let again = |a: &Action| matches!(a, Action::Fetch { range, .. } if *range == (8 * P..16 * P));
+    assert!(b.done.iter().any(again));
+    assert!(b.fetches(3, file, 0..8 * P), "it serves the pin that fetched it, and no later one");
+}
+
 /// Of the page of the cut nothing is left to the pin: its frame goes, and with it the device's marks.
 #[test]
 fn a_release_tells_of_stores_behind_a_cut_in_the_page_of_the_cut() {

@@ -135,6 +135,7 @@ impl World {
                 }
                 Reply::Observed(twin.observe(since))
             }
+            Action::Measure { file } => Reply::Measured(self.twins.files[&file].bytes),
             Action::ScanStores { file, map, range } => Reply::Stored(self.scan(file, map, &range)),
             Action::Trap { file, map, range } => {
                 let stored = self.scan(file, map, &range);

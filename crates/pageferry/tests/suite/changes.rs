@@ -1,7 +1,7 @@
 //! The file changes: through the cache, and behind its back.
 
 use crate::common::{FRAME, PAGE, device_reads, device_writes, pattern, rig, rig_with, same};
-use pageferry::{After, CacheConfig, Error, PinMode};
+use pageferry::{After, CacheConfig, Error, File, PageState, PinMode};
 
 #[test]
 fn writes_through_the_cache_reach_the_next_pin_and_only_they_move() {
@@ -199,6 +199,51 @@ fn a_write_over_much_that_is_away_is_made_by_its_caller() {
         file.write_at(&vec![turn; bytes as usize], 0).unwrap();
         same(&rig.on_disk("f"), &vec![turn; bytes as usize], "what was written");
     }
+}
+
+fn placed(file: &File) -> Vec<(std::ops::Range<u64>, PageState)> {
+    let placed = file.placement(0..u64::MAX).unwrap();
+    placed.into_iter().map(|p| (p.range, p.state)).collect()
+}
+
+#[test]
+fn a_placement_tells_of_the_file_as_long_as_it_is_now() {
+    let r = rig(8);
+    let f = r.file("a", 4 * PAGE);
+    device_reads(&f, 0..2 * PAGE);
+    let copied = r.stat("fetched_bytes");
+    let resize = |size: u64| {
+        let size = size.to_string();
+        let mut truncate = std::process::Command::new("truncate");
+        assert!(truncate.args(["-s", &size]).arg(r.path("a")).status().unwrap().success());
+    };
+    let (home, copy) = (PageState::Home, PageState::Copy);
+    assert_eq!(placed(&f), [(0..2 * PAGE, copy), (2 * PAGE..4 * PAGE, home)]);
+    resize(6 * PAGE + 100);
+    assert_eq!(placed(&f), [(0..2 * PAGE, copy), (2 * PAGE..6 * PAGE + 100, home)]);
+    resize(PAGE + 100);
+    assert_eq!(placed(&f), [(0..PAGE, copy), (PAGE..PAGE + 100, home)]);
+    resize(0);
+    assert_eq!(placed(&f), []);
+    assert_eq!(r.stat("fetched_bytes"), copied, "nothing has moved");
+    resize(PAGE);
+    assert_eq!(device_reads(&f, 0..PAGE), [0; PAGE as usize]);
+}
+
+#[test]
+fn a_placement_beside_a_write_pin_of_the_same_thread_waits_for_nothing() {
+    let r = rig(8);
+    let f = r.file("a", 4 * PAGE);
+    let pin = f.pin(0..4 * PAGE, PinMode::Write).unwrap();
+    pin.view().unwrap().write(0, &[7; 2 * PAGE as usize]).unwrap();
+    let other = std::fs::OpenOptions::new().write(true).open(r.path("a")).unwrap();
+    other.set_len(PAGE).unwrap();
+    assert_eq!(placed(&f), [(0..PAGE, PageState::Away)]);
+    other.set_len(4 * PAGE).unwrap();
+    let home = (PAGE..4 * PAGE, PageState::Home);
+    assert_eq!(placed(&f), [(0..PAGE, PageState::Away), home]);
+    let lost = pin.release().unwrap_err();
+    assert!(matches!(lost, Error::FileShrunk { file_bytes: PAGE, lost_bytes: PAGE, .. }), "{lost}");
 }
 
 #[test]
