@@ -233,12 +233,8 @@ impl World {
             Ok(_) => Ok(false),
             Err(error) => match error.kind() {
                 "file-shrunk" if was_cut => Ok(true),
-                // Nobody may keep away what outsiders could miss. The bytes are not lost.
-                "unguarded" if keep => {
-                    let flushed = self.file()?.flush(0..u64::MAX);
-                    flushed.map_err(|e| unexpected("flush", &e))?;
-                    Ok(false)
-                }
+                // Nobody may keep away what outsiders could miss: the bytes are home.
+                "unguarded" if keep => Ok(false),
                 _ => Err(unexpected("release", &error).into()),
             },
         }
