@@ -10,6 +10,8 @@
 //! reads, writes or maps a file (`restart_syscall`, `exit`, `lseek`, `openat`, `mkdirat`, ...), nor opens one
 //! with one of those for opens: a thread that waits to do that is not in one of them.
 
+use std::sync::OnceLock;
+
 /// What a call does to the file that it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -33,6 +35,9 @@ impl Call {
     /// known to open the file.
     #[must_use]
     pub fn of(thread: u32, opening: bool) -> Call {
+        if !names_our_threads() {
+            return if opening { Call::Change } else { Call::Unknown };
+        }
         let parse = if opening { Call::parse_open } else { Call::parse };
         let path = format!("/proc/{thread}/syscall");
         for _ in 0..TRIES {
@@ -101,6 +106,15 @@ impl Call {
 fn clones(request: &str) -> bool {
     // `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`.
     ["0x40049409", "0x4020940d", "0xc0189436"].contains(&request)
+}
+
+/// `/proc` numbers threads as this process sees them, and not as another namespace does.
+fn names_our_threads() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let own = std::fs::read_link("/proc/self");
+        own.is_ok_and(|own| own.as_os_str() == &*std::process::id().to_string())
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! `vfork` or `clone(CLONE_VM)` shares the memory, and so is an owner as well; which is right, as
 //! what is owned here are mappings.
 
+mod descriptor;
 mod guard;
 
 use std::io;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+pub(crate) use descriptor::LostInChildren;
 pub(crate) use guard::GuardedRange;
 
 /// The address space in which something was made.

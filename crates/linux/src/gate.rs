@@ -16,7 +16,8 @@
 //!   the size; reads and writes keep to their range ([`Call`](crate::Call)).
 //! - The event comes with a descriptor of the file, which counts as a reader while it is open: no lease
 //!   is to be had meanwhile, and a lease that is held breaks.
-//! - If the group is closed, whoever waits is let through.
+//! - If the group is closed, whoever waits is let through. A forked child that has it open keeps it, and
+//!   nobody answers: children do not get it.
 
 use std::io;
 use std::ops::Range;
@@ -28,6 +29,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::fanotify::{self, FAN_PRE_ACCESS, double_word, word};
 use crate::file::{FileId, HostFile};
+use crate::fork::LostInChildren;
 
 /// The type of the record of a range, which no crate has.
 const INFO_TYPE_RANGE: u8 = 6;
@@ -41,6 +43,8 @@ const PAGE_MASK: u64 = 4095;
 /// - Every event read from it becomes an [`Access`], which answers.
 #[derive(Debug)]
 pub struct Gate {
+    /// Dropped first: it speaks of the two descriptors behind it.
+    _lost: LostInChildren,
     group: OwnedFd,
     stop: OwnedFd,
     /// Descriptors of events that may be open.
@@ -67,11 +71,12 @@ impl Gate {
     /// A group without files.
     ///
     /// # Errors
-    /// `EPERM` without `CAP_SYS_ADMIN`.
+    /// `EPERM` without `CAP_SYS_ADMIN`; `EMFILE` beyond 64 of them.
     pub fn new() -> io::Result<Gate> {
         let group = fanotify::group(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_REPORT_TID)?;
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Gate { group, stop, open: AtomicUsize::new(0), turns: AtomicU64::new(0) })
+        let lost = LostInChildren::new(group.as_fd(), stop.as_fd())?;
+        Ok(Gate { _lost: lost, group, stop, open: AtomicUsize::new(0), turns: AtomicU64::new(0) })
     }
 
     /// Is asked about `file` from now on.

@@ -81,3 +81,40 @@ fn others_wait_and_what_was_open_before_does_not() {
     listener.join().expect("listener");
     assert!(told.try_recv().is_err(), "asked about a file that is no longer marked");
 }
+
+/// A child that never calls `exec` and outlives the gate has nobody wait for an answer.
+#[test]
+fn a_forked_child_does_not_keep_the_gate() {
+    let Some(gate) = gate() else { return };
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("f");
+    std::fs::write(&path, [1; 4096]).expect("file");
+    let file = HostFile::open(&path, true).expect("open");
+    if let Err(why) = gate.add(&file) {
+        return println!("skipped: {why}");
+    }
+    let (up, down) = std::io::pipe().expect("pipe");
+    // SAFETY: the child waits for the pipe's end and exits.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "fork");
+    if child == 0 {
+        drop(down);
+        let ended = std::io::Read::read(&mut &up, &mut [0]).is_ok();
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(!ended)) };
+    }
+    drop(gate);
+    let reader = std::thread::spawn(move || std::fs::read(path).expect("read"));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !reader.is_finished() && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let hangs = !reader.is_finished();
+    drop(down);
+    let mut status = 0;
+    // SAFETY: our own child; `status` is valid for writes.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert!(!hangs, "whoever opens the file waits for the child");
+    assert_eq!(reader.join().expect("reader"), [1; 4096]);
+    assert_eq!(status, 0);
+}
