@@ -188,7 +188,7 @@ impl Guards {
         let _ = self.shared.set(Weak::clone(&shared));
         let told = move || {
             if let Some(shared) = shared.upgrade() {
-                shared.let_others_in();
+                let _ = surviving(|| shared.let_others_in());
             }
         };
         let started = LeaseBreaks::start(told).map_err(|e| format!("no thread for leases: {e}"));
@@ -302,6 +302,12 @@ impl Guards {
             Some((w, Basis::Watch(_))) => Coherence::Unproven(w.why.clone()),
         }
     }
+}
+
+/// A thread that others wait for goes on, whatever panics in it (a device's code is others').
+fn surviving<T>(body: impl FnOnce() -> T) -> Option<T> {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+    outcome.inspect_err(|_| tracing::error!("a thread that guards files has panicked")).ok()
 }
 
 fn gone() -> Error {

@@ -293,7 +293,7 @@ impl Shared {
 type Ended = Mutex<Option<Result<Outcome, Refusal<Error>>>>;
 
 /// What becomes of an action whose performer panics (a device's or file system's code is others').
-fn panicked() -> Error {
+pub(crate) fn panicked() -> Error {
     Error::KernelFailed("a step of the request panicked".into())
 }
 

@@ -20,7 +20,7 @@ use pageferry_linux::{Access, Call, Gate};
 
 use super::look::explain;
 use super::strangers::Strangers;
-use super::{Guards, Watched};
+use super::{Guards, Watched, surviving};
 use crate::config::Guard;
 use crate::perform::measure;
 use crate::shared::Shared;
@@ -147,7 +147,7 @@ impl Guards {
             loop {
                 let next = asked.next(|access| {
                     if let Some(shared) = shared.upgrade() {
-                        shared.let_touch(access);
+                        let _ = surviving(|| shared.let_touch(access));
                     }
                 });
                 match next {

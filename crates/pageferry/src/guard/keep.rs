@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use pageferry_engine::FileKey;
 
 use super::look::explain;
-use super::{Basis, Guards, Watched};
+use super::{Basis, Guards, Watched, surviving};
 use crate::Wait;
 use crate::config::Guard;
-use crate::shared::{Shared, Tally};
+use crate::shared::{Shared, Tally, panicked};
 
 /// How long bringing home is tried, and write pins over what is away are waited for, before others are
 /// let in all the same. (The kernel lets them in by itself after `lease-break-time`.)
@@ -203,10 +203,13 @@ impl Shared {
         loop {
             // What can go at once goes first.
             let left = until.saturating_duration_since(Instant::now());
-            let home = self
-                .flush(file, range.clone(), true)
-                .and_then(|_| self.flush_within(file, range.clone(), Wait::Timeout(left)));
-            let Err(error) = home else { return };
+            let home = || {
+                self.flush(file, range.clone(), true)?;
+                self.flush_within(file, range.clone(), Wait::Timeout(left))
+            };
+            let Some(error) = surviving(home).unwrap_or_else(|| Err(panicked())).err() else {
+                return;
+            };
             if left.is_zero() {
                 Tally::add(&self.tally.unguarded_openers, 1);
                 tracing::error!(%error, "others are let in though bytes are away");

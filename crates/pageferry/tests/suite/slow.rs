@@ -2,19 +2,21 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::common::*;
 use pageferry::device::*;
 use pageferry::soft::SoftDevice;
-use pageferry::{Cache, CacheConfig, PinMode};
+use pageferry::{After, Cache, CacheConfig, Guard, PinMode};
 
 /// The software device, but that a call lasts longer for the thread named "slow", and that a fill
-/// panics for the one named "clumsy".
+/// panics for the one named "clumsy", or, "panic", a drain a few times for those that guard files.
 struct Slow {
     inner: Arc<SoftDevice>,
     call: &'static str,
+    falls: AtomicU32,
 }
 
 impl Slow {
@@ -53,6 +55,12 @@ impl Device for Slow {
         span: FrameSpan,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), TransferError> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        // The threads that bring bytes home for others, the first few times.
+        let clumsy = self.call == "panic" && matches!(&*name, "pageferry-lease" | "pageferry-home");
+        if clumsy && self.falls.fetch_add(1, Ordering::Relaxed) < 3 {
+            panic!("a panic on purpose");
+        }
         self.inner.drain(span, sink)
     }
     fn zero(&self, span: FrameSpan) -> Result<(), DeviceError> {
@@ -86,10 +94,15 @@ impl Device for Slow {
 }
 
 fn slow_rig(frames: u64, call: &'static str) -> (Rig, Cache) {
+    guarded_rig(frames, call, Guard::Auto)
+}
+
+fn guarded_rig(frames: u64, call: &'static str, guard: Guard) -> (Rig, Cache) {
     let rig = rig(frames);
-    let device = Arc::new(Slow { inner: rig.device.clone(), call });
-    let cache = Cache::new(device, CacheConfig::default().flush_age(None)).unwrap();
-    (rig, cache)
+    let falls = AtomicU32::new(0);
+    let device = Arc::new(Slow { inner: rig.device.clone(), call, falls });
+    let config = CacheConfig::default().flush_age(None).guard(guard);
+    (rig, Cache::new(device, config).unwrap())
 }
 
 fn slowly<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
@@ -166,5 +179,28 @@ fn of_a_request_whose_thread_panicked_nothing_remains() {
         assert!(clumsy.unwrap().join().is_err());
         assert_eq!(cache.stats().get("live_pins"), Some(0));
         same(&device_reads(&file, 0..PAGE), &pattern(PAGE), "the page");
+    });
+}
+
+/// Whoever waits for a guard's thread does not wait for ever because a device's code panicked there, and
+/// gets what the device wrote.
+#[test]
+fn a_panic_in_a_thread_that_guards_is_tried_again() {
+    within(60, || {
+        for guard in [Guard::Lease, Guard::Fanotify] {
+            let (rig, cache) = guarded_rig(2, "panic", guard);
+            std::fs::write(rig.path("f"), pattern(2 * FRAME)).unwrap();
+            let file = cache.open(rig.path("f")).unwrap();
+            for byte in 1..3 {
+                let pin = file.pin(0..PAGE, PinMode::Write).unwrap();
+                pin.view().unwrap().write(0, &[byte; 4096]).unwrap();
+                if let Err(why) = pin.release_with(After::KeepAway) {
+                    return crate::skipped!("{why}");
+                }
+                let seen = std::fs::read(rig.path("f")).unwrap();
+                same(&seen[..4096], &[byte; 4096], "an outsider");
+            }
+            assert_eq!(cache.stats().get("unguarded_openers"), Some(0));
+        }
     });
 }
