@@ -27,6 +27,7 @@ mod outsiders;
 mod parts;
 mod pins;
 mod proofs;
+mod review;
 mod rfc;
 mod slow;
 mod stranger;
