@@ -3,8 +3,9 @@
 //! `/proc/<thread>/syscall` names the system call of a thread that is blocked in one, and says
 //! `running` of one that is not blocked (yet). It takes `PTRACE_MODE_ATTACH`, which a process with
 //! `CAP_SYS_PTRACE` has over all it can see. Seen on 6.18: a thread that a fanotify group has asked about
-//! is blocked until the answer, or about to be; a worker of io_uring, which is never in a system call of
-//! its own, says `-1`.
+//! is blocked until the answer, or about to be. A thread that issues requests of io_uring does so in
+//! whatever call it is in, also at its end, and reads and writes only; all else is left to workers, which
+//! say any call, as kernel threads do, but have neither stack nor program (`0x0 0x0`, in the last words).
 //!
 //! Numbers of 32-bit programs mean other calls. On x86 none that shares a number with one named here
 //! reads, writes or maps a file (`restart_syscall`, `exit`, `lseek`, `openat`, `mkdirat`, ...), nor opens one
@@ -17,12 +18,15 @@ use std::sync::OnceLock;
 pub enum Call {
     /// Opens the file, and does not empty it.
     Open,
-    /// Reads the range that it was told with.
+    /// Reads the range that it was told with; or changes it, by a request of io_uring that is issued in
+    /// passing.
     Read,
     /// Writes the range that it was told with, or, appending, from the end of file on.
     Write,
     /// Reads, changes or cuts the file somewhere from the first byte told on. It maps nothing.
     Change,
+    /// Cuts it, by name: whoever makes this call need not have the file open while it waits.
+    Truncate,
     /// It may map the file; or nobody knows what it is.
     Unknown,
 }
@@ -50,8 +54,20 @@ impl Call {
         if opening { Call::Change } else { Call::Unknown }
     }
 
+    /// A thread that was in [`Truncate`](Call::Truncate) may still be: it is, or it runs. Nobody's number is in none.
+    #[must_use]
+    pub fn may_cut(thread: u32) -> bool {
+        match std::fs::read_to_string(format!("/proc/{thread}/syscall")) {
+            Ok(text) => text.starts_with("running") || Call::parse(&text) == Call::Truncate,
+            Err(_) => !names_our_threads(),
+        }
+    }
+
     /// An open that cannot be told not to empty the file is a change.
     fn parse_open(text: &str) -> Call {
+        if is_of_the_kernel(text) {
+            return Call::Change;
+        }
         let mut words = text.split_ascii_whitespace();
         let number = words.next().and_then(|n| n.parse::<i64>().ok());
         let flags = match number {
@@ -69,6 +85,9 @@ impl Call {
     }
 
     fn parse(text: &str) -> Call {
+        if is_of_the_kernel(text) {
+            return Call::Change;
+        }
         let mut words = text.split_ascii_whitespace();
         let number = words.next().and_then(|n| n.parse::<i64>().ok());
         match number {
@@ -87,9 +106,9 @@ impl Call {
                 | libc::SYS_pwritev
                 | libc::SYS_pwritev2,
             ) => Call::Write,
+            Some(libc::SYS_truncate) => Call::Truncate,
             Some(
-                libc::SYS_truncate
-                | libc::SYS_ftruncate
+                libc::SYS_ftruncate
                 | libc::SYS_fallocate
                 | libc::SYS_copy_file_range
                 | libc::SYS_sendfile
@@ -100,6 +119,13 @@ impl Call {
             _ => Call::Unknown,
         }
     }
+}
+
+/// It is a line of a thread without user stack and program: a kernel thread's, or a worker's of io_uring.
+fn is_of_the_kernel(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace().rev();
+    let both = (words.next(), words.next());
+    both == (Some("0x0"), Some("0x0"))
 }
 
 /// The request of an `ioctl` is one that clones or compares ranges of files.
@@ -128,6 +154,11 @@ mod tests {
         assert_eq!(Call::parse(&line(libc::SYS_writev)), Call::Write);
         assert_eq!(Call::parse(&line(libc::SYS_fallocate)), Call::Change);
         assert_eq!(Call::parse("-1 0x0 0x0\n"), Call::Change);
+        assert_eq!(Call::parse("-1 0x7ffd 0x7f\n"), Call::Change);
+        assert_eq!(Call::parse(&line(libc::SYS_truncate)), Call::Truncate);
+        let worker = format!("{} 0xb 0x7f 0x1 0x0 0x0 0x0 0x0 0x0\n", libc::SYS_read);
+        assert_eq!(Call::parse(&worker), Call::Change);
+        assert_eq!(Call::parse_open(&worker), Call::Change);
         let ioctl = |request: u32| format!("{} 0x3 {request:#x} 0x4 0x0\n", libc::SYS_ioctl);
         assert_eq!(Call::parse(&ioctl(0x4004_9409)), Call::Change);
         assert_eq!(Call::parse(&ioctl(0x5401)), Call::Unknown);
@@ -154,6 +185,7 @@ mod tests {
     fn of_a_thread_that_waits_and_of_nobody() {
         assert_eq!(Call::of(u32::MAX, false), Call::Unknown);
         assert_eq!(Call::of(u32::MAX, true), Call::Change);
+        assert!(!Call::may_cut(u32::MAX));
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = std::thread::spawn(move || {

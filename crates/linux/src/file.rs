@@ -28,6 +28,7 @@ use rustix::io::{Errno, retry_on_intr};
 pub use bytes::WriteError;
 pub use evidence::Place;
 pub(crate) use evidence::tells_through_overlays;
+pub use loops::newest_loop;
 pub use open::{FileKind, OpenError};
 pub use stamp::{FileId, FileStamp};
 

@@ -73,7 +73,10 @@ impl Gate {
     /// # Errors
     /// `EPERM` without `CAP_SYS_ADMIN`; `EMFILE` beyond 64 of them.
     pub fn new() -> io::Result<Gate> {
-        let group = fanotify::group(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_REPORT_TID)?;
+        let group = fanotify::group(
+            // Who finds the queue full would not be asked.
+            libc::FAN_CLASS_PRE_CONTENT | libc::FAN_REPORT_TID | libc::FAN_UNLIMITED_QUEUE,
+        )?;
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         let lost = LostInChildren::new(group.as_fd(), stop.as_fd())?;
         Ok(Gate { _lost: lost, group, stop, open: AtomicUsize::new(0), turns: AtomicU64::new(0) })

@@ -46,7 +46,7 @@ mod uffd;
 mod watch;
 
 pub use call::Call;
-pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError};
+pub use file::{FileId, FileKind, FileStamp, HostFile, OpenError, Place, WriteError, newest_loop};
 pub use gate::{Access, Gate};
 pub use lease::LeaseBreaks;
 pub use map::{AccessError, FileMap, MapError, Scalar, StoredPages};

@@ -111,7 +111,7 @@ pub enum Guard {
     /// fanotify (`CAP_SYS_ADMIN`, Linux 6.14, not on tmpfs): whoever touches bytes that are away waits
     /// until they are home, whether it has just opened the file or long before. It stands while the file
     /// is open here, from the first moment at which nobody else has the file open, and each access of
-    /// others costs them a question to a thread of ours (some 10 µs): so it is known which pages they may
+    /// others costs them a question to a thread of ours (some 40 µs): so it is known which pages they may
     /// have changed, and only those move again. Names of calls are read from `/proc/<thread>/syscall`;
     /// without `CAP_SYS_PTRACE` over the others, every call counts as touching the whole file.
     Fanotify,

@@ -272,6 +272,7 @@ impl Guards {
             watched.give_up();
             watched.io = Arc::clone(io);
             watched.proven = false;
+            watched.gateless = false;
         }
     }
 

@@ -3,39 +3,30 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{HostFile, Place};
-
 const BLOCK_DEVICES: &str = "/sys/block";
 
-impl HostFile {
-    /// A loop device may stand on this file: one does, or one stands on a file that cannot be found, or
-    /// the devices cannot be listed.
-    #[must_use]
-    pub fn may_be_a_loop(&self) -> bool {
-        self.may_be_listed_in(Path::new(BLOCK_DEVICES))
-    }
+/// The number of the newest event among loop devices: that one was put on a file, or taken off it, raises
+/// it (`diskseq`, Linux 5.14). `None`: nobody knows. It does not wait for any file.
+#[must_use]
+pub fn newest_loop() -> Option<u64> {
+    newest_in(Path::new(BLOCK_DEVICES))
+}
 
-    fn may_be_listed_in(&self, devices: &Path) -> bool {
-        let Ok(devices) = std::fs::read_dir(devices) else { return true };
-        devices.into_iter().any(|device| {
-            let Ok(device) = device else { return true };
-            if !device.file_name().as_encoded_bytes().starts_with(b"loop") {
-                return false;
-            }
-            match std::fs::read(device.path().join("loop/backing_file")) {
-                Ok(name) => self.may_be_named(name.strip_suffix(b"\n").unwrap_or(&name)),
-                // Without a file.
-                Err(error) => error.kind() != ErrorKind::NotFound,
-            }
-        })
+fn newest_in(devices: &Path) -> Option<u64> {
+    let mut newest = 0;
+    for device in std::fs::read_dir(devices).ok()? {
+        let device = device.ok()?;
+        if !device.file_name().as_encoded_bytes().starts_with(b"loop") {
+            continue;
+        }
+        match std::fs::read_to_string(device.path().join("diskseq")) {
+            Ok(number) => newest = newest.max(number.trim().parse().ok()?),
+            // It has just gone, which raises no other's number.
+            Err(error) if error.kind() == ErrorKind::NotFound && !device.path().exists() => {}
+            Err(_) => return None,
+        }
     }
-
-    fn may_be_named(&self, name: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt;
-        let name = std::ffi::OsStr::from_bytes(name);
-        // A deleted file's name ends in a remark and finds nothing.
-        Place::find(Path::new(name)).map_or(true, |place| place.identity() == self.identity())
-    }
+    Some(newest)
 }
 
 #[cfg(test)]
@@ -43,25 +34,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_on_this_file_and_on_others() {
+    fn the_newest_of_all() {
         let dir = tempfile::tempdir().expect("directory");
-        let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
-        std::fs::write(&ours, [1]).expect("write");
-        std::fs::write(&other, [1]).expect("write");
-        let file = HostFile::open(&ours, true).expect("open");
         let devices = dir.path().join("block");
-        assert!(file.may_be_listed_in(&devices), "nobody knows");
-        std::fs::create_dir_all(devices.join("loop0")).expect("mkdir");
-        std::fs::create_dir_all(devices.join("sda/loop")).expect("mkdir");
-        std::fs::write(devices.join("sda/loop/backing_file"), "/nowhere\n").expect("write");
-        assert!(!file.may_be_listed_in(&devices), "none has a file");
-        let stand = |on: &str| {
-            std::fs::create_dir_all(devices.join("loop1/loop")).expect("mkdir");
-            std::fs::write(devices.join("loop1/loop/backing_file"), on).expect("write");
-            file.may_be_listed_in(&devices)
+        assert_eq!(newest_in(&devices), None, "nobody knows");
+        let device = |name: &str, number: &str| {
+            std::fs::create_dir_all(devices.join(name)).expect("mkdir");
+            std::fs::write(devices.join(name).join("diskseq"), number).expect("write");
+            newest_in(&devices)
         };
-        assert!(!stand(&format!("{}\n", other.display())));
-        assert!(stand(&format!("{}\n", ours.display())));
-        assert!(stand(&format!("{} (deleted)\n", dir.path().join("gone").display())));
+        assert_eq!(device("sda", "99\n"), Some(0));
+        assert_eq!(device("loop0", "7\n"), Some(7));
+        assert_eq!(device("loop1", "12\n"), Some(12));
+        assert_eq!(device("loop2", "many\n"), None);
+        std::fs::remove_file(devices.join("loop2/diskseq")).expect("unlink");
+        assert_eq!(newest_in(&devices), None, "an older kernel");
     }
 }

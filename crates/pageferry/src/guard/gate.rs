@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use pageferry_engine::FileKey;
-use pageferry_linux::{Access, Call, Gate};
+use pageferry_linux::{Access, Call, Gate, newest_loop};
 
 use super::look::explain;
 use super::strangers::Strangers;
@@ -61,8 +61,11 @@ impl Guards {
         let strangers = watched.gate.as_ref();
         if strangers.is_some_and(|strangers| strangers.bar(range)) {
             watched.alone().map_err(|e| format!("{}, and has touched it", explain(&e)))?;
+            if strangers.is_some_and(|strangers| strangers.may_be_cut(Call::may_cut)) {
+                return Err("somebody is cutting it".into());
+            }
         }
-        if strangers.is_some_and(|strangers| strangers.present) && watched.io.may_be_a_loop() {
+        if strangers.is_some_and(|strangers| strangers.present && strangers.may_be_loops()) {
             return Err("a loop device may stand on it, which nobody can make wait".into());
         }
         Ok(())
@@ -94,7 +97,7 @@ impl Guards {
         });
         watched.gateless = added.is_err();
         added?;
-        watched.gate = Some(Strangers::default());
+        watched.gate = Some(Strangers::since(newest_loop()));
         Ok(())
     }
 
@@ -116,6 +119,8 @@ impl Guards {
         let Some(watched) = state.files.get_mut(&file) else { return false };
         let stood = watched.gate.is_some();
         self.take_down_gate(watched);
+        // Nor does another thread put it up again before that.
+        watched.gateless = true;
         stood
     }
 

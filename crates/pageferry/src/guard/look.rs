@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{FileStamp, Heard, HostFile, Watch, current_tid};
+use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, newest_loop};
 
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::strangers::Strangers;
@@ -95,13 +95,14 @@ impl Watched {
 
     /// The file is ours alone, and what was heard before is all that has been: has it `changed`, and was
     /// the gate `told` of all that?
-    fn settle_alone(&mut self, changed: bool, told: bool) {
-        let parts = self.gate.as_mut().and_then(Strangers::changed).filter(|_| told);
+    fn settle_alone(&mut self, changed: bool, told: bool, loops: Option<u64>) {
+        let looped = self.gate.as_ref().is_some_and(Strangers::may_be_loops);
+        let parts = self.gate.as_mut().and_then(Strangers::changed).filter(|_| told && !looped);
         if changed {
             self.changes.parts(parts);
         }
         if let Some(strangers) = &mut self.gate {
-            *strangers = Strangers::default();
+            strangers.leave(loops, Call::may_cut);
         }
     }
 
@@ -110,7 +111,7 @@ impl Watched {
         self.proven = self.gate.is_some();
         let Some(strangers) = &mut self.gate else { return self.changes.anything() };
         strangers.present = true;
-        let told = told && !self.io.may_be_a_loop();
+        let told = told && !strangers.may_be_loops();
         self.changes.parts(strangers.changed().filter(|_| told));
     }
 
@@ -199,6 +200,9 @@ impl Guards {
             // Whoever comes from here on is heard of in the next round.
             let was = std::mem::replace(&mut watched.proven, true);
             let idle = self.idle();
+            // Before the file is ours alone: none that comes to stand on it is older.
+            let gated = watched.gate.is_some() || self.gate_stays();
+            let loops = gated.then(newest_loop).flatten();
             if let Err(error) = self.alone_at_gate(watched) {
                 watched.why = explain(&error);
                 if !last && !self.was_idle(idle) {
@@ -212,7 +216,7 @@ impl Guards {
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             told &= watched.proven;
             if watched.is_quiet() {
-                watched.settle_alone(changed, told);
+                watched.settle_alone(changed, told, loops);
                 return Ok(Some(false));
             }
         }

@@ -4,6 +4,11 @@
 //! changes its bytes is told to the gate before it begins. When it ends nobody says; so what a call may
 //! change counts as changing from then until the file has been ours alone again, at every look anew.
 //!
+//! Which call a thread is in can mislead: a request of io_uring is issued in passing, by a thread in any other
+//! call. It reads or writes, and keeps to its range. So what was told as reading counts as changed when its
+//! thread is heard to have changed anything. *`truncate` by name* has the file not open while it waits: it
+//! is remembered until its `MODIFY` is heard or its thread is seen in no such call.
+//!
 //! What the gate is not told of must show otherwise, or the whole file counts as changed:
 //!
 //! - *Mappings* are told of when they are made; what happens in them is not, and they can grow and move
@@ -11,11 +16,11 @@
 //!   all of it. The same goes for a call that nobody can name, and for an open through another mount, which
 //!   may be an overlay's.
 //! - *Changes inside the kernel* (`acct`, core dumps, ioctls of file systems) leave a `MODIFY` by a thread
-//!   that owes none (each told call that changes anything leaves one), or a `CLOSE_WRITE` by one that the
-//!   gate was not told of. A loop device leaves nothing as long as it stands: that one does is looked up.
+//!   that owes none (each told call that changes anything leaves one), or a `CLOSE_WRITE` by one that was not
+//!   told to write. A loop device leaves nothing as long as it stands: whether any came or went is looked up.
 //! - *Appends* name any place. They show in the size: the page that held the end of file has changed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use pageferry_engine::PAGE_BYTES;
@@ -33,35 +38,89 @@ pub(super) struct Strangers {
     mapped: bool,
     /// A change was heard of that the gate was not told of.
     untold: bool,
-    /// The threads that the gate was told of, and those of them that owe a `MODIFY`.
-    threads: HashSet<u32>,
-    owing: HashSet<u32>,
+    /// The threads that the gate was told of.
+    threads: HashMap<u32, Stranger>,
+    /// The newest loop device when the file was ours alone.
+    loops: Option<u64>,
+}
+
+/// One thread.
+#[derive(Debug, Default)]
+struct Stranger {
+    /// It was told to change something, once, and has not yet left a `MODIFY` for the last time.
+    writes: bool,
+    owes: bool,
+    /// It cuts the file by name, and need not have it open.
+    cuts: bool,
+    /// What it reads, if it does not change it.
+    reads: RangeSet,
 }
 
 impl Strangers {
+    /// None, when `loops` was the newest loop device.
+    pub(super) fn since(loops: Option<u64>) -> Strangers {
+        Strangers { loops, ..Strangers::default() }
+    }
+
+    /// The file is ours alone: none are left but those who cut it by name, if they `may_cut` still.
+    pub(super) fn leave(&mut self, loops: Option<u64>, may_cut: impl Fn(u32) -> bool) {
+        let mut left = Strangers::since(loops);
+        let cutting = std::mem::take(&mut self.threads).into_iter();
+        left.threads = cutting.filter(|(t, s)| s.cuts && s.owes && may_cut(*t)).collect();
+        if !left.threads.is_empty() {
+            left.present = true;
+            left.touched = std::mem::take(&mut self.touched);
+        }
+        *self = left;
+    }
+
+    /// Somebody may still cut the file by name, as [`leave`](Strangers::leave) remembers.
+    pub(super) fn may_be_cut(&self, may_cut: impl Fn(u32) -> bool) -> bool {
+        self.threads.iter().any(|(t, s)| s.cuts && s.owes && may_cut(*t))
+    }
+
+    /// A loop device may have come to stand on the file, or have stood on it.
+    pub(super) fn may_be_loops(&self) -> bool {
+        let now = pageferry_linux::newest_loop();
+        now.is_none() || now != self.loops
+    }
+
     /// A thread is about to make a call. Which bytes must be home before.
     pub(super) fn told(&mut self, thread: u32, call: Call, range: &Range<u64>) -> Range<u64> {
         self.present = true;
-        self.threads.insert(thread);
+        let stranger = self.threads.entry(thread).or_default();
         let range = match call {
             Call::Open => return 0..0,
-            Call::Read => return range.clone(),
+            Call::Read => {
+                stranger.reads.add(range.clone());
+                return range.clone();
+            }
             Call::Write => range.clone(),
-            Call::Change => range.start..u64::MAX,
+            Call::Change | Call::Truncate => range.start..u64::MAX,
             Call::Unknown => 0..u64::MAX,
         };
+        (stranger.writes, stranger.owes) = (true, true);
+        stranger.cuts = call == Call::Truncate;
         self.mapped |= call == Call::Unknown;
         self.touched.add(range.clone());
-        self.owing.insert(thread);
         range
     }
 
     /// Something was heard of a thread (`None`: nobody knows which).
     pub(super) fn heard(&mut self, heard: &Heard) {
-        let owes = |thread| self.owing.remove(&thread);
-        self.untold |= heard.modified && !heard.thread.is_some_and(owes);
-        let told = |thread| self.threads.contains(&thread);
-        self.untold |= heard.closed_writer && !heard.thread.is_some_and(told);
+        let stranger = heard.thread.and_then(|thread| self.threads.get_mut(&thread));
+        let Some(stranger) = stranger else {
+            self.untold |= heard.changed();
+            return;
+        };
+        if heard.modified {
+            self.untold |= !std::mem::take(&mut stranger.owes);
+            // One of these may have been the change.
+            for (range, ()) in std::mem::take(&mut stranger.reads).iter() {
+                self.touched.add(range);
+            }
+        }
+        self.untold |= heard.closed_writer && !stranger.writes;
     }
 
     /// The size is another than when last looked at: what else may have changed with it.
@@ -163,10 +222,38 @@ mod tests {
         assert!(others.are_there());
         assert_eq!(others.changed(), Some(vec![]));
         others.heard(&Heard { closed_writer: true, ..heard(1) });
-        assert_eq!(others.changed(), Some(vec![]), "it was told of");
+        assert_eq!(others.changed(), None, "it may have had a loop device put there");
         assert_eq!(others.told(1, Call::Change, &(0..u64::MAX)), 0..u64::MAX);
         others.heard(&Heard { opened: true, ..modified(1) });
         assert_eq!(others.changed(), Some(std::iter::once(0..u64::MAX).collect()));
+    }
+
+    /// A request of io_uring that writes, issued in passing by a thread in `read`.
+    #[test]
+    fn what_was_told_as_reading_counts_when_its_thread_has_changed_something() {
+        let mut others = Strangers::default();
+        others.told(1, Call::Read, &PAGE);
+        others.told(2, Call::Read, &(0..4096));
+        assert_eq!(others.changed(), Some(vec![]));
+        // A write that failed owes for ever.
+        others.told(1, Call::Write, &(40_960..45_056));
+        others.heard(&modified(1));
+        assert_eq!(others.changed(), Some(vec![PAGE, 40_960..45_056]));
+    }
+
+    #[test]
+    fn who_cuts_by_name_is_there_though_the_file_is_ours_alone() {
+        let mut others = Strangers::default();
+        others.told(1, Call::Truncate, &(8192..8192));
+        others.told(2, Call::Write, &PAGE);
+        others.leave(None, |_| true);
+        assert!(others.are_there() && others.bar(&PAGE));
+        others.heard(&modified(1));
+        others.leave(None, |_| true);
+        assert!(!others.are_there() && !others.bar(&PAGE));
+        others.told(1, Call::Truncate, &(8192..8192));
+        others.leave(None, |_| false);
+        assert!(!others.are_there(), "it has failed");
     }
 
     #[test]
