@@ -90,7 +90,13 @@ impl Scene<'_> {
                 }
                 Ok(took)
             })?;
-            let figure = self.figure("copies", deed, what, (ours, floor), Some(2.0));
+            let figure = self.figure(
+                "copies",
+                deed,
+                what,
+                (ours, floor),
+                (self.guard != "fanotify").then_some(2.0),
+            );
             rows.push(Row::Counted(figure, "moved by the next pin", moved / pins));
         }
         Ok(())
