@@ -145,6 +145,16 @@ pub enum Error {
     KernelFailed(String),
 }
 
+/// A system call on a path or descriptor failed.
+pub(crate) fn os_error(what: &str, error: &io::Error) -> Error {
+    Error::Os { what: what.into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+/// A system call on a file's bytes failed; one that the caller's argument was refused for says so.
+pub(crate) fn file_error(what: &'static str, range: &Range<u64>, error: &io::Error) -> Error {
+    Error::File { what, range: range.clone(), errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+}
+
 /// A range in words.
 fn bytes(range: &Range<u64>) -> String {
     match range.end {

@@ -3,12 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageferry_engine::{Mode, Outcome, Request};
-use pageferry_linux::HostFile;
-
-use crate::backing::Backing;
-use crate::cache::{Inner, os_error};
-use crate::{Coherence, Error, Map, Pin, PinMode, Placement, Result, View, Wait};
+use crate::error::os_error;
+use crate::service::{FileChange, FileService};
+use crate::{Cache, Coherence, Error, Map, Pin, PinMode, Placement, Result, View, Wait};
 
 /// A file in a cache. Clones share it; the last one closes it.
 ///
@@ -21,19 +18,18 @@ pub struct File {
 
 /// One opening of a file.
 pub(crate) struct Handle {
-    pub(crate) cache: Arc<Inner>,
-    pub(crate) backing: Arc<Backing>,
-    writable: bool,
+    pub(crate) cache: Cache,
+    pub(crate) service: Arc<dyn FileService>,
     closed: crate::sync::Mutex<bool>,
 }
 
 impl Handle {
     fn close(&self) -> Result<()> {
-        self.cache.shared.not_forked()?;
+        self.cache.service.not_forked()?;
         if std::mem::replace(&mut *self.closed.lock(), true) {
             return Ok(());
         }
-        self.cache.close(&self.backing)
+        self.service.close()
     }
 }
 
@@ -42,25 +38,24 @@ impl Drop for Handle {
         let result = self.close();
         // A forked child has nothing to close.
         if let Err(error) = result.or_else(Error::unless_forked) {
-            let file = &self.backing.name;
+            let file = self.service.name();
             tracing::error!(file, %error, "closing could not write everything back; the cache tries again");
         }
     }
 }
 
 impl File {
-    pub(crate) fn new(cache: Arc<Inner>, backing: Arc<Backing>, writable: bool) -> File {
+    pub(crate) fn new(cache: Cache, service: Arc<dyn FileService>) -> File {
         let closed = crate::sync::Mutex::new(false);
-        File { handle: Arc::new(Handle { cache, backing, writable, closed }) }
+        File { handle: Arc::new(Handle { cache, service, closed }) }
     }
 
-    fn request(&self, request: Request, range: &Range<u64>) -> Result<Outcome> {
-        let shared = &self.handle.cache.shared;
-        shared.request(request, Wait::Block).map_err(|r| shared.explain(r, range, Wait::Block))
+    pub(crate) fn service(&self) -> &dyn FileService {
+        &*self.handle.service
     }
 
-    fn key(&self) -> pageferry_engine::FileKey {
-        self.handle.backing.key
+    pub(crate) fn name(&self) -> &str {
+        self.service().name()
     }
 
     /// The file's size now, in bytes.
@@ -68,7 +63,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] if `statx` fails.
     pub fn len(&self) -> Result<u64> {
-        self.handle.backing.bytes()
+        self.service().bytes()
     }
 
     /// The file has no bytes.
@@ -82,15 +77,11 @@ impl File {
     /// Opened for writing.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.handle.writable
+        self.service().is_writable()
     }
 
     fn must_be_writable(&self) -> Result<()> {
-        if self.handle.writable {
-            Ok(())
-        } else {
-            Err(Error::ReadOnly(self.handle.backing.name.clone()))
-        }
+        if self.is_writable() { Ok(()) } else { Err(Error::ReadOnly(self.name().into())) }
     }
 
     /// Pins a range, waiting as long as it takes.
@@ -120,29 +111,25 @@ impl File {
             self.must_be_writable()?;
         }
         let owner = Some(crate::sync::current_tid());
-        let key = self.pin_key(range.clone(), mode, wait, owner)?;
+        let pins = self.service().pin(std::slice::from_ref(&range), mode, wait, owner)?;
+        let key = pins.first().copied().ok_or_else(not_granted)?;
         Ok(Pin::new(self.clone(), key, range, mode))
     }
 
-    pub(crate) fn pin_key(
-        &self,
-        range: Range<u64>,
-        mode: PinMode,
-        wait: Wait,
-        owner: pageferry_engine::Owner,
-    ) -> Result<pageferry_engine::PinKey> {
-        let shared = &self.handle.cache.shared;
-        let mode = match mode {
-            PinMode::Read => Mode::Read,
-            PinMode::Write => Mode::Write,
-            PinMode::Overwrite => Mode::Overwrite,
-        };
-        let request = Request::Pin { file: self.key(), range: range.clone(), mode };
-        match shared.request_as(request, owner, wait, None) {
-            Ok(Outcome::Pinned(key)) => Ok(key),
-            Ok(_) => Err(Error::InvalidArgument("the pin was not granted".into())),
-            Err(refusal) => Err(shared.explain(refusal, &range, wait)),
+    /// Pins several ranges, in their order: all of them or, on an error, none. A daemon is asked once
+    /// for up to 1024.
+    ///
+    /// # Errors
+    /// As [`pin_wait`](Self::pin_wait); [`Error::WouldDeadlock`] also if one range overlaps another
+    /// and the mode writes.
+    pub fn pin_ranges(&self, ranges: &[Range<u64>], mode: PinMode, wait: Wait) -> Result<Vec<Pin>> {
+        if mode != PinMode::Read {
+            self.must_be_writable()?;
         }
+        let owner = Some(crate::sync::current_tid());
+        let keys = self.service().pin(ranges, mode, wait, owner)?;
+        let pin = |(key, range): (_, &Range<u64>)| Pin::new(self.clone(), key, range.clone(), mode);
+        Ok(keys.into_iter().zip(ranges).map(pin).collect())
     }
 
     /// A device view that faults pages in as kernels reach them, and holds no more than it has to.
@@ -178,21 +165,7 @@ impl File {
     /// were away before it.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let range = checked_range(offset, buf.len())?;
-        self.bring_home(&range)?;
-        let io = self.handle.backing.io();
-        io.read_at(buf, offset).map_err(|e| file_error("read", &range, &e))
-    }
-
-    pub(crate) fn bring_home(&self, range: &Range<u64>) -> Result<()> {
-        let shared = &self.handle.cache.shared;
-        shared.not_forked()?;
-        if shared.core.lock().engine.is_away(self.key(), range) {
-            shared.flush(self.key(), range.clone(), false)?;
-            // Whole pages come home, as far as nobody is writing beside.
-            let pages = range.start & !4095..range.end.saturating_add(4095) & !4095;
-            shared.flush(self.key(), pages, true)?;
-        }
-        Ok(())
+        self.service().read_at(buf, &range)
     }
 
     /// Writes like `pwrite`, all of `bytes`. Copies of the range on the device are dropped. Waits
@@ -202,16 +175,11 @@ impl File {
     /// [`Error::ReadOnly`], [`Error::File`], [`Error::WouldDeadlock`] if this thread holds such a
     /// pin.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let range = checked_range(offset, bytes.len())?;
+        checked_range(offset, bytes.len())?;
         if bytes.is_empty() {
             return self.must_be_writable();
         }
-        self.handle.cache.shared.not_forked()?;
-        let known = self.handle.cache.shared.core.lock().engine.file_bytes(self.key());
-        let resizes = known.is_none_or(|b| range.end > b);
-        self.change("write", range, resizes, &mut |io| {
-            io.write_at(bytes, offset).map_err(|e| e.source)
-        })
+        self.change(FileChange::Write { offset, bytes })
     }
 
     /// Sets the size like `ftruncate`. Never waits for pins: a pin over bytes that are cut off
@@ -220,10 +188,7 @@ impl File {
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::File`].
     pub fn set_len(&self, bytes: u64) -> Result<()> {
-        self.must_be_writable()?;
-        let range = bytes..bytes;
-        let request = Request::Resize { file: self.key(), bytes };
-        self.run_change("truncate", request, &range, &mut |io| io.set_len(bytes))
+        self.change(FileChange::SetLen(bytes))
     }
 
     /// Deallocates a range: it reads as zeros, the size stays.
@@ -231,7 +196,7 @@ impl File {
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
-        self.change("punch", range.clone(), false, &mut |io| io.punch_hole(range.clone()))
+        self.change(FileChange::PunchHole(range))
     }
 
     /// Zeroes a range; grows the file to its end unless `keep_size`.
@@ -239,8 +204,7 @@ impl File {
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn zero_range(&self, range: Range<u64>, keep_size: bool) -> Result<()> {
-        let call = &mut |io: &HostFile| io.zero_range(range.clone(), keep_size);
-        self.change("zero-range", range.clone(), !keep_size, call)
+        self.change(FileChange::ZeroRange { range, keep_size })
     }
 
     /// Allocates storage; contents stay. Grows the file to the range's end unless `keep_size`.
@@ -248,9 +212,7 @@ impl File {
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn allocate(&self, range: Range<u64>, keep_size: bool) -> Result<()> {
-        let nothing = range.start..range.start;
-        let call = &mut |io: &HostFile| io.allocate(range.clone(), keep_size);
-        self.change("allocate", nothing, !keep_size, call)
+        self.change(FileChange::Allocate { range, keep_size })
     }
 
     /// Removes a range (block-aligned); what lies behind moves forward.
@@ -258,8 +220,7 @@ impl File {
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn collapse_range(&self, range: Range<u64>) -> Result<()> {
-        let moved = range.start..u64::MAX;
-        self.change("collapse", moved, true, &mut |io| io.collapse_range(range.clone()))
+        self.change(FileChange::CollapseRange(range))
     }
 
     /// Inserts a hole (block-aligned); what lies behind moves back.
@@ -267,36 +228,12 @@ impl File {
     /// # Errors
     /// As [`write_at`](Self::write_at).
     pub fn insert_range(&self, range: Range<u64>) -> Result<()> {
-        let moved = range.start..u64::MAX;
-        self.change("insert", moved, true, &mut |io| io.insert_range(range.clone()))
+        self.change(FileChange::InsertRange(range))
     }
 
-    fn change(
-        &self,
-        what: &'static str,
-        range: Range<u64>,
-        resizes: bool,
-        call: &mut (dyn FnMut(&HostFile) -> std::io::Result<()> + Send),
-    ) -> Result<()> {
+    fn change(&self, change: FileChange<'_>) -> Result<()> {
         self.must_be_writable()?;
-        let request = Request::Change { file: self.key(), range: range.clone(), resizes };
-        self.run_change(what, request, &range, call)
-    }
-
-    fn run_change(
-        &self,
-        what: &'static str,
-        request: Request,
-        range: &Range<u64>,
-        call: &mut (dyn FnMut(&HostFile) -> std::io::Result<()> + Send),
-    ) -> Result<()> {
-        let shared = &self.handle.cache.shared;
-        let owner = Some(crate::sync::current_tid());
-        let mut change = |io: &HostFile| call(io).map_err(|e| file_error(what, range, &e));
-        shared
-            .request_as(request, owner, Wait::Block, Some(&mut change))
-            .map_err(|r| shared.explain(r, range, Wait::Block))?;
-        Ok(())
+        self.service().change(&change)
     }
 
     /// Writes away bytes of the range to the file (page cache); they stay on the device as copies.
@@ -306,7 +243,7 @@ impl File {
     /// [`Error::File`] (what could not be written stays away, a later call tries again),
     /// [`Error::WouldDeadlock`], [`Error::Device`].
     pub fn flush(&self, range: Range<u64>) -> Result<u64> {
-        self.handle.cache.shared.flush(self.key(), range, false)
+        self.service().flush(range)
     }
 
     /// `fsync` that covers away pages: flushes all, then makes the file durable.
@@ -314,7 +251,7 @@ impl File {
     /// # Errors
     /// As [`flush`](Self::flush); [`Error::File`] with the error of `fsync`.
     pub fn sync(&self) -> Result<()> {
-        self.sync_with(0..u64::MAX, false)
+        self.service().sync(0..u64::MAX, false)
     }
 
     /// Flushes the range, then makes the file's data durable (`fdatasync`).
@@ -322,13 +259,7 @@ impl File {
     /// # Errors
     /// As [`sync`](Self::sync).
     pub fn sync_range(&self, range: Range<u64>) -> Result<()> {
-        self.sync_with(range, true)
-    }
-
-    fn sync_with(&self, range: Range<u64>, data_only: bool) -> Result<()> {
-        self.flush(range.clone())?;
-        let io = self.handle.backing.io();
-        io.sync(data_only).map_err(|e| file_error("fsync", &range, &e))
+        self.service().sync(range, true)
     }
 
     /// Brings what it can of a range onto the device without waiting for pins of others, evicting
@@ -338,25 +269,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] (reading failed), [`Error::Device`].
     pub fn prefetch(&self, range: Range<u64>) -> Result<u64> {
-        let shared = &self.handle.cache.shared;
-        let budget = shared.budget_frames * shared.info.frame_bytes;
-        let end = range.end.min(self.len()?).min(range.start.saturating_add(budget));
-        let step = (8 * shared.info.frame_bytes).min(budget);
-        let (mut at, mut there) = (range.start, 0);
-        while at < end {
-            let next = (at / step * step).saturating_add(step).min(end);
-            match self.pin_wait(at..next, PinMode::Read, Wait::Try) {
-                Ok(pin) => {
-                    pin.release()?;
-                    there += next - at;
-                }
-                Err(Error::WouldBlock { .. }) => {}
-                Err(Error::DeviceFull { .. } | Error::PastEof { .. }) => break,
-                Err(error) => return Err(error),
-            }
-            at = next;
-        }
-        Ok(there)
+        self.service().prefetch(range)
     }
 
     /// Takes unpinned pages wholly inside the range off the device; away ones are written back
@@ -365,11 +278,7 @@ impl File {
     /// # Errors
     /// [`Error::File`], [`Error::Device`]: nothing that could not be written back was dropped.
     pub fn evict(&self, range: Range<u64>) -> Result<u64> {
-        let request = Request::Evict { file: self.key(), range: range.clone() };
-        match self.request(request, &range)? {
-            Outcome::Moved { evicted_bytes, .. } => Ok(evicted_bytes),
-            _ => Ok(0),
-        }
+        self.service().evict(range)
     }
 
     /// What the trust in copies of this file rests on, now. One look, as a pin begins with.
@@ -377,10 +286,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] if looking fails.
     pub fn coherence(&self) -> Result<Coherence> {
-        let shared = &self.handle.cache.shared;
-        shared.not_forked()?;
-        shared.guards.look(self.key(), u64::MAX)?;
-        Ok(shared.guards.coherence(self.key()))
+        self.service().coherence()
     }
 
     /// Where the pages of a range are, moving none and waiting for no pin: ascending, without gaps, up
@@ -390,11 +296,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] if `statx` fails, [`Error::Device`].
     pub fn placement(&self, range: Range<u64>) -> Result<Vec<Placement>> {
-        let request = Request::Query { file: self.key(), range: range.clone() };
-        match self.request(request, &range)? {
-            Outcome::Placed(runs) => Ok(runs),
-            _ => Ok(Vec::new()),
-        }
+        self.service().placement(range)
     }
 
     /// Closes this handle. If it is the file's last (clones, pins and mappings count), what is away
@@ -411,8 +313,8 @@ impl File {
     }
 }
 
-pub(crate) fn file_error(what: &'static str, range: &Range<u64>, error: &std::io::Error) -> Error {
-    Error::File { what, range: range.clone(), errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+pub(crate) fn not_granted() -> Error {
+    Error::InvalidArgument("the pin was not granted".into())
 }
 
 fn checked_range(offset: u64, len: usize) -> Result<Range<u64>> {

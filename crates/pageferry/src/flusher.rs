@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pageferry_engine::FileKey;
 
 use crate::Result;
-use crate::cache::os_error;
+use crate::error::os_error;
 use crate::shared::{Shared, Tally};
 
 /// Starts the flusher of a cache. It ends when the cache is stopping.

@@ -8,12 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pageferry_engine::{MapKey, Request};
-use pageferry_linux::{AccessError, FileMap, StoreTracker, StoredPages, Uffd, UffdError, limits};
+use pageferry_engine::{FileKey, MapKey};
+use pageferry_linux::{AccessError, FileMap, StoredPages, Uffd, limits};
 
 use crate::perform::map_error;
-use crate::shared::Shared;
-use crate::{Error, File, Result, Wait};
+use crate::{Error, File, Result};
 
 /// How long a page stays an error after an access of it was refused.
 const EXPEL_GRACE: Duration = Duration::from_millis(1);
@@ -25,13 +24,17 @@ const TRIES_MAX: u32 = 10_000;
 
 /// A mapping as the engine's actions reach it. Ranges are in bytes of the file.
 pub(crate) struct Mapped {
-    pub(crate) file: pageferry_engine::FileKey,
+    pub(crate) file: FileKey,
     pub(crate) map: FileMap,
     key: MapKey,
     uffd: Arc<Uffd>,
 }
 
 impl Mapped {
+    pub(crate) fn new(file: FileKey, map: FileMap, key: MapKey, uffd: Arc<Uffd>) -> Mapped {
+        Mapped { file, map, key, uffd }
+    }
+
     fn inside(&self, range: &Range<u64>) -> Range<usize> {
         let base = self.map.file_offset();
         (range.start - base) as usize..(range.end - base) as usize
@@ -104,31 +107,6 @@ impl Mapped {
     }
 }
 
-impl Shared {
-    /// One tracker for all mappings; `None` where the kernel has none.
-    fn store_tracker(&self) -> Result<Option<Arc<StoreTracker>>> {
-        let mut tracker = self.tracker.lock();
-        if let Some(tracker) = &*tracker {
-            return Ok(Some(Arc::clone(tracker)));
-        }
-        match StoreTracker::open() {
-            Ok(opened) => Ok(Some(Arc::clone(tracker.insert(Arc::new(opened))))),
-            // No descriptors are left: that passes, and is no reason to go without for ever.
-            Err(UffdError::Os { call, source })
-                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
-            {
-                Err(crate::cache::os_error(call, &source))
-            }
-            Err(_) => Ok(None),
-        }
-    }
-
-    pub(crate) fn mapped(&self, map: MapKey) -> Result<Arc<Mapped>> {
-        let gone = || Error::InvalidArgument("the mapping is gone".into());
-        self.maps.read().get(&map).cloned().ok_or_else(gone)
-    }
-}
-
 /// A shared mapping of a range of a file.
 ///
 /// - While its pages are home, loads and stores through [`as_ptr`](Map::as_ptr) or
@@ -148,52 +126,34 @@ impl Shared {
 /// Rust references to the memory are not handed out: others change it.
 pub struct Map {
     file: File,
-    key: MapKey,
     mapped: Arc<Mapped>,
+    service: Box<dyn MapService>,
     live: bool,
+}
+
+/// What a mapping asks of its cache.
+pub(crate) trait MapService: Send + Sync {
+    /// The mapping.
+    fn mapped(&self) -> &Arc<Mapped>;
+
+    /// Brings home what is trapped of a range of the file, so that an access that follows need not wait.
+    fn touch(&self, range: Range<u64>) -> Result<()>;
+
+    /// The mapping goes.
+    fn end(&self) -> Result<()>;
 }
 
 impl Map {
     pub(crate) fn new(file: File, range: Range<u64>, writable: bool) -> Result<Map> {
-        let shared = Arc::clone(&file.handle.cache.shared);
-        shared.not_forked()?;
+        file.handle.cache.service.not_forked()?;
         if range.start >= range.end || i64::try_from(range.end).is_err() {
             let what = format!("the range {}..{} cannot be mapped", range.start, range.end);
             return Err(Error::InvalidArgument(what));
         }
-        let start = range.start & !4095;
-        let len = usize::try_from((range.end - start).next_multiple_of(4096))
-            .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
-        let uffd = shared.trap_events()?;
-        let io = file.handle.backing.io();
-        let tracker = if writable { shared.store_tracker()? } else { None };
-        let map = match &tracker {
-            Some(tracker) => FileMap::tracked(&io, start, len, writable, tracker),
-            None => FileMap::new(&io, start, len, writable),
-        };
-        let map = map.map_err(map_error)?;
-        let file_key = file.handle.backing.key;
-        // Where the device has copies, stores are tracked from the start: nobody knows the address
-        // yet, so what the first scan reports is none. Elsewhere the mapping stays a plain one
-        // until the range is pinned.
-        let frame = shared.info.frame_bytes;
-        let inside = start..start + map.len() as u64;
-        let resident = shared.core.lock().engine.resident_folios(file_key, &inside);
-        for folio in resident {
-            let (from, to) = ((folio * frame).max(start), ((folio + 1) * frame).min(inside.end));
-            let range = (from - start) as usize..(to - start) as usize;
-            map.scan_stores(range).map_err(map_error)?;
-        }
-        let whole = start..start + map.len() as u64;
-        let mapped = Arc::new(Mapped { file: file_key, map, key: shared.fresh_map_key(), uffd });
-        let key = mapped.key();
-        shared.maps.write().insert(key, Arc::clone(&mapped));
-        let request = Request::MapIn { file: file_key, map: key, range: whole.clone(), writable };
-        if let Err(refusal) = shared.request(request, Wait::Block) {
-            shared.maps.write().remove(&key);
-            return Err(shared.explain(refusal, &whole, Wait::Block));
-        }
-        Ok(Map { file, key, mapped, live: true })
+        let pages = range.start & !4095..range.end.next_multiple_of(4096);
+        let service = file.service().map(pages, writable)?;
+        let mapped = Arc::clone(service.mapped());
+        Ok(Map { file, mapped, service, live: true })
     }
 
     /// Its first byte in the file.
@@ -231,18 +191,8 @@ impl Map {
 
     /// Brings a stretch home that is trapped, so that the access that follows need not wait.
     fn touch(&self, at: usize, len: usize) -> Result<()> {
-        let shared = &self.file.handle.cache.shared;
-        shared.not_forked()?;
-        let file = self.mapped.file;
         let start = self.offset().saturating_add(at as u64);
-        let range = start..start.saturating_add(len as u64);
-        loop {
-            let trapped = shared.core.lock().engine.first_trapped(file, self.key, &range);
-            let Some(at) = trapped else { return Ok(()) };
-            shared
-                .request(Request::Touch { file, at }, Wait::Block)
-                .map_err(|r| shared.explain(r, &(at..at + 1), Wait::Block))?;
-        }
+        self.service.touch(start..start.saturating_add(len as u64))
     }
 
     fn retrying(
@@ -270,7 +220,7 @@ impl Map {
                 }
                 Err(AccessError::ReadOnly) => return Err(Error::ReadOnly("the mapping".into())),
                 Err(AccessError::Os { source, .. }) => {
-                    return Err(crate::cache::os_error("accessing the mapping", &source));
+                    return Err(crate::error::os_error("accessing the mapping", &source));
                 }
                 Err(error) => return Err(access_error(error)),
             }
@@ -322,13 +272,7 @@ impl Map {
         if !std::mem::replace(&mut self.live, false) {
             return Ok(());
         }
-        let shared = &self.file.handle.cache.shared;
-        let request = Request::MapOut { file: self.mapped.file, map: self.key };
-        let range = self.mapped.range();
-        match shared.request(request, Wait::Block) {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(shared.explain(refusal, &range, Wait::Block)),
-        }
+        self.service.end()
     }
 }
 

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use pageferry_device::DeviceAddr;
-use pageferry_engine::{Outcome, PinKey, Request};
+use pageferry_engine::PinKey;
 
-use crate::shared::Tally;
-use crate::{After, Error, File, PinMode, Result, View, Wait};
+use crate::service::Released;
+use crate::{After, Error, File, PinMode, Result, View};
 
 /// A range of a file held on the device.
 ///
@@ -70,13 +70,10 @@ impl Pin {
     /// border of the device's address regions.
     #[must_use]
     pub fn segments(&self) -> Vec<Segment> {
-        let pieces = self.held.file.handle.backing.pieces(&self.held.range);
-        let segment = |(addr, r): (DeviceAddr, Range<u64>)| Segment {
-            addr,
-            offset: r.start,
-            len: r.end - r.start,
-        };
-        pieces.into_iter().map(segment).collect()
+        match self.held.key {
+            Some(key) => self.held.file.service().segments(key, &self.held.range),
+            None => Vec::new(),
+        }
     }
 
     /// What kernels use to reach the bytes.
@@ -129,61 +126,16 @@ impl DetachedPin {
     }
 
     fn set_owner(&self, owner: pageferry_engine::Owner) {
-        let shared = &self.file.handle.cache.shared;
-        // A forked child's calls are refused later, where they can say so.
-        if let (Some(key), Ok(())) = (self.key, shared.not_forked()) {
-            shared.core.lock().engine.set_owner(key, owner);
-            shared.changed.notify_all();
+        if let Some(key) = self.key {
+            self.file.service().set_owner(key, owner);
         }
     }
 
     fn release_with(&mut self, after: After) -> Result<u64> {
         let Some(key) = self.key.take() else { return Ok(0) };
-        self.file.release_key(key, &self.range, after)
-    }
-}
-
-impl File {
-    /// As [`let_go`](Self::let_go), and says where keeping away was refused.
-    pub(crate) fn release_key(&self, key: PinKey, range: &Range<u64>, after: After) -> Result<u64> {
-        let (written, refused) = self.let_go(key, range, after)?;
-        refused.map_or(Ok(written), |why| Err(Error::Unguarded { range: range.clone(), why }))
-    }
-
-    /// Ends a pin: how many bytes were written back, and why they were not kept away if they should
-    /// have been.
-    pub(crate) fn let_go(
-        &self,
-        key: PinKey,
-        range: &Range<u64>,
-        after: After,
-    ) -> Result<(u64, Option<String>)> {
-        let shared = &self.handle.cache.shared;
-        shared.not_forked()?;
-        if after == After::WriteBack {
-            return Ok((self.end_pin(key, range, false)?, None));
-        }
-        // Whoever opens the file while this lasts waits until it is over, and then for the bytes.
-        match shared.guards.keep(self.handle.backing.key, range) {
-            Ok(_kept) => Ok((self.end_pin(key, range, true)?, None)),
-            Err(why) => Ok((self.end_pin(key, range, false)?, Some(why))),
-        }
-    }
-
-    fn end_pin(&self, key: PinKey, range: &Range<u64>, keep: bool) -> Result<u64> {
-        let shared = &self.handle.cache.shared;
-        match shared.request(Request::Release { pin: key, keep }, Wait::Block) {
-            Ok(Outcome::Released { lost_bytes, cut, .. }) if lost_bytes > 0 => {
-                Err(Error::FileShrunk {
-                    range: range.clone(),
-                    file_bytes: cut.unwrap_or(0),
-                    lost_bytes,
-                })
-            }
-            Ok(Outcome::Released { written_bytes, .. }) => Ok(written_bytes),
-            Ok(_) => Ok(0),
-            Err(refusal) => Err(shared.explain(refusal, range, Wait::Block)),
-        }
+        let range = &self.range;
+        let Released { written_bytes, refused } = self.file.service().release(key, range, after)?;
+        refused.map_or(Ok(written_bytes), |why| Err(Error::Unguarded { range: range.clone(), why }))
     }
 }
 
@@ -191,9 +143,8 @@ impl Drop for DetachedPin {
     fn drop(&mut self) {
         let result = self.release_with(After::WriteBack).map(drop);
         if let Err(error) = result.or_else(Error::unless_forked) {
-            let shared = &self.file.handle.cache.shared;
-            Tally::add(&shared.tally.failed_releases, 1);
-            let file = &self.file.handle.backing.name;
+            self.file.handle.cache.service.count_failed_release();
+            let file = self.file.name();
             tracing::error!(file, range = ?self.range, %error, "releasing a dropped pin failed");
         }
     }

@@ -71,7 +71,7 @@ impl Shared {
             return Ok(Arc::clone(&service.uffd));
         }
         let uffd = Arc::new(Uffd::open().map_err(|e| Error::Unsupported(e.to_string()))?);
-        let os = |e: &std::io::Error| crate::cache::os_error("starting the trap service", e);
+        let os = |e: &std::io::Error| crate::error::os_error("starting the trap service", e);
         let mut threads = Vec::new();
         let mut start = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(body);

@@ -10,23 +10,23 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sync::{Condvar, Mutex};
-use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault};
+use pageferry_device::Access;
 use pageferry_engine::range::RangeSet;
 use pageferry_engine::{Owner, PinKey};
 
-use crate::shared::Tally;
+use crate::file::not_granted;
+use crate::service::Piece;
 use crate::{After, Error, File, PinMode, Result, Wait};
 
 /// Pins that a view on demand keeps at most.
 const HELD_MAX: usize = 64;
 /// Bytes of one call of a kernel's closure: a piece stays in the CPU's cache.
 const PIECE_BYTES: u64 = 64 << 10;
-/// A fault that is served and comes back this often at the same address is a bug, not a race.
-const REFAULTS_MAX: u32 = 1000;
 
 /// What a kernel sees of a file. Shared by all groups of a launch.
 pub struct View<'a> {
     file: File,
+    frame_bytes: u64,
     kind: Kind,
     _pin: PhantomData<&'a ()>,
 }
@@ -113,48 +113,6 @@ impl Held {
     }
 }
 
-/// One access of a kernel, as far as it is not done.
-enum Piece<'x> {
-    /// For loading, or for loading what will be stored to next.
-    Load(&'x mut [u8], Access),
-    Store(&'x [u8]),
-}
-
-impl Piece<'_> {
-    fn len(&self) -> u64 {
-        match self {
-            Piece::Load(buf, _) => buf.len() as u64,
-            Piece::Store(bytes) => bytes.len() as u64,
-        }
-    }
-
-    /// What the pages must permit.
-    fn access(&self) -> Access {
-        match self {
-            Piece::Load(_, access) => *access,
-            Piece::Store(_) => Access::Write,
-        }
-    }
-
-    /// Performs the first `len` bytes.
-    fn perform(&mut self, memory: &dyn Memory, addr: DeviceAddr, len: u64) -> Faulted {
-        match self {
-            Piece::Load(buf, _) => memory.load(addr, &mut buf[..len as usize]),
-            Piece::Store(bytes) => memory.store(addr, &bytes[..len as usize]),
-        }
-    }
-
-    /// The first `len` bytes are done.
-    fn advance(&mut self, len: u64) {
-        match self {
-            Piece::Load(buf, _) => *buf = &mut std::mem::take(buf)[len as usize..],
-            Piece::Store(bytes) => *bytes = &bytes[len as usize..],
-        }
-    }
-}
-
-type Faulted = Result<(), MemoryFault>;
-
 impl View<'_> {
     pub(crate) fn pinned<'a>(
         file: File,
@@ -177,12 +135,13 @@ impl View<'_> {
     }
 
     fn new<'a>(file: File, kind: Kind) -> Result<View<'a>> {
-        let shared = &file.handle.cache.shared;
-        if shared.device.processors().is_none() {
-            let what = format!("{} runs no host closures", shared.info.name);
+        let device = file.handle.cache.device();
+        if device.processors().is_none() {
+            let what = format!("{} runs no host closures", device.info().name);
             return Err(Error::Unsupported(what));
         }
-        Ok(View { file, kind, _pin: PhantomData })
+        let frame_bytes = device.info().frame_bytes;
+        Ok(View { file, frame_bytes, kind, _pin: PhantomData })
     }
 
     /// Loads `buf.len()` bytes.
@@ -255,70 +214,10 @@ impl View<'_> {
         match &self.kind {
             Kind::Pinned { key, .. } => {
                 self.permit(&(offset..end), piece.access())?;
-                self.through(*key, offset..end, &mut piece)
+                self.file.service().access(*key, offset..end, &mut piece)
             }
             Kind::OnDemand(demand) => self.fault_in(demand, offset..end, &mut piece),
         }
-    }
-
-    /// Accesses bytes that the pin holds; serves the faults that remain possible.
-    fn through(&self, key: PinKey, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()> {
-        let shared = &self.file.handle.cache.shared;
-        let Some(processors) = shared.device.processors() else {
-            return Err(Error::Unsupported("the device runs no host closures".into()));
-        };
-        let (mut at, mut refaults) = (range.start, 0);
-        while at < range.end {
-            // Addresses are contiguous inside a region.
-            let region_end = (at / shared.info.region_bytes + 1) * shared.info.region_bytes;
-            let len = range.end.min(region_end) - at;
-            let past_eof = |bytes| Error::PastEof { range: at..range.end, file_bytes: bytes };
-            let Some(addr) = self.file.handle.backing.addr(at) else {
-                return Err(past_eof(self.file.len()?));
-            };
-            match piece.perform(processors.memory(), addr, len) {
-                Ok(()) => {
-                    piece.advance(len);
-                    at += len;
-                }
-                Err(fault) => {
-                    let done = fault.addr.0 - addr.0;
-                    piece.advance(done);
-                    at += done;
-                    refaults = if done > 0 { 0 } else { refaults + 1 };
-                    self.serve(key, at, &fault)?;
-                    if refaults > REFAULTS_MAX {
-                        return Err(Error::KernelFailed(format!("{fault} cannot be served")));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A fault on a page that the pin holds: a first store, or a page cut off meanwhile.
-    fn serve(&self, key: PinKey, at: u64, fault: &MemoryFault) -> Result<()> {
-        let shared = &self.file.handle.cache.shared;
-        Tally::add(&shared.tally.device_faults, 1);
-        if fault.reason == FaultReason::Lost {
-            return Err(Error::Device(pageferry_device::DeviceError::Lost));
-        }
-        // Under the lock: a truncation makes its pages unreachable only after it has cut the pin.
-        let core = shared.core.lock();
-        let page = at & !4095;
-        let end = core.engine.pin_end(key);
-        if fault.reason == FaultReason::NotPresent && page < end {
-            // Somebody's fetch of newer bytes failed half-way.
-            return Err(Error::Device(pageferry_device::DeviceError::CopyIn { len: 4096 }));
-        }
-        if page >= end {
-            let file_bytes = core.engine.file_bytes(self.file.handle.backing.key).unwrap_or(0);
-            return Err(Error::PastEof { range: at..at + 1, file_bytes });
-        }
-        let frame_end = (page / shared.info.frame_bytes + 1) * shared.info.frame_bytes;
-        let page_addr = DeviceAddr(fault.addr.0 & !4095);
-        let bytes = end.min(frame_end) - page;
-        shared.device.protect(page_addr, bytes, Some(Access::Write)).map_err(Error::Device)
     }
 
     fn fault_in(&self, demand: &OnDemand, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()> {
@@ -326,7 +225,7 @@ impl View<'_> {
         if stores && !demand.writable {
             return Err(Error::ReadOnly("the view".into()));
         }
-        let frame = self.file.handle.cache.shared.info.frame_bytes;
+        let frame = self.frame_bytes;
         let mut at = range.start;
         while at < range.end {
             // One folio at a time: an access of any length needs one frame.
@@ -335,11 +234,12 @@ impl View<'_> {
             match piece {
                 Piece::Load(buf, access) => {
                     let part = &mut buf[..(end - at) as usize];
-                    self.through(held.key, at..end, &mut Piece::Load(part, *access))?;
+                    let part = &mut Piece::Load(part, *access);
+                    self.file.service().access(held.key, at..end, part)?;
                 }
                 Piece::Store(bytes) => {
                     let part = &bytes[..(end - at) as usize];
-                    self.through(held.key, at..end, &mut Piece::Store(part))?;
+                    self.file.service().access(held.key, at..end, &mut Piece::Store(part))?;
                 }
             }
             drop(held);
@@ -379,7 +279,7 @@ impl View<'_> {
             let wait = if held.coldest(1).is_empty() { Wait::Block } else { Wait::Try };
             held.coming.add(range.clone());
             drop(held);
-            let pinned = self.file.pin_key(range.clone(), mode, wait, demand.owner);
+            let pinned = self.pin(&range, mode, wait, demand.owner);
             held = demand.held.lock();
             held.coming.remove(range.clone());
             demand.idle.notify_all();
@@ -411,6 +311,11 @@ impl View<'_> {
         }
     }
 
+    fn pin(&self, range: &Range<u64>, mode: PinMode, wait: Wait, owner: Owner) -> Result<PinKey> {
+        let pins = self.file.service().pin(std::slice::from_ref(range), mode, wait, owner)?;
+        pins.first().copied().ok_or_else(not_granted)
+    }
+
     fn let_go(&self, held: &mut Held, slot: (u64, u64)) -> Result<()> {
         if let Some(pin) = held.pins.remove(&slot) {
             let range = slot.0..slot.1;
@@ -418,8 +323,8 @@ impl View<'_> {
                 held.written.add(range.clone());
             }
             // What no guard keeps goes home now instead of at the view's end.
-            let (written, _) = self.file.let_go(pin.key, &range, After::KeepAway)?;
-            held.written_bytes += written;
+            let released = self.file.service().release(pin.key, &range, After::KeepAway)?;
+            held.written_bytes += released.written_bytes;
         }
         Ok(())
     }
@@ -434,7 +339,7 @@ impl View<'_> {
 
     fn finish(&self) -> Result<ViewSummary> {
         let Kind::OnDemand(demand) = &self.kind else { return Ok(ViewSummary::default()) };
-        self.file.handle.cache.shared.not_forked()?;
+        self.file.handle.cache.service.not_forked()?;
         let mut held = demand.held.lock();
         if std::mem::replace(&mut held.closed, true) {
             return Ok(ViewSummary::default());
@@ -446,11 +351,10 @@ impl View<'_> {
                 failed.get_or_insert(error);
             }
         }
-        let shared = &self.file.handle.cache.shared;
         let mut written = held.written_bytes;
         // What was written and no more: another's pin in between is none of this view's business.
         for (range, ()) in held.written.iter() {
-            match shared.flush(self.file.handle.backing.key, range, false) {
+            match self.file.flush(range) {
                 Ok(bytes) => written += bytes,
                 Err(error) => drop(failed.get_or_insert(error)),
             }
@@ -493,8 +397,7 @@ impl Drop for View<'_> {
     fn drop(&mut self) {
         let result = self.finish().map(drop);
         if let Err(error) = result.or_else(Error::unless_forked) {
-            let shared = &self.file.handle.cache.shared;
-            Tally::add(&shared.tally.failed_releases, 1);
+            self.file.handle.cache.service.count_failed_release();
             tracing::error!(%error, "closing a dropped view failed");
         }
     }

@@ -1,0 +1,318 @@
+//! A cache in this process: one device, one budget, any number of files.
+
+mod access;
+mod change;
+mod file;
+mod map;
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+use crate::sync::Mutex;
+use pageferry_device::Device;
+use pageferry_engine::{FileKey, Outcome, Request};
+use pageferry_linux::{FileId, HostFile, OpenError, Place};
+
+use crate::backing::Backing;
+use crate::error::os_error;
+use crate::guard::Guards;
+use crate::service::{CacheService, FileService};
+use crate::shared::{Shared, Tally};
+use crate::{CacheConfig, Error, Result, Stats, Wait, flusher};
+
+pub(crate) use file::Opening;
+
+/// What keeps the cache alive: files, pins and mappings hold it. When it goes, what is still away is
+/// written back and the device's memory is given back.
+pub(crate) struct Embedded {
+    pub(crate) shared: Arc<Shared>,
+    /// For the files, which keep it alive.
+    this: Weak<Embedded>,
+    /// Which file is known under which key. Also serialises opening and closing.
+    table: Mutex<HashMap<FileId, FileKey>>,
+    flusher: Option<JoinHandle<()>>,
+}
+
+impl Embedded {
+    pub(crate) fn new(device: Arc<dyn Device>, config: CacheConfig) -> Result<Arc<Embedded>> {
+        let info = device.info();
+        let asked = config.memory_bytes.unwrap_or(u64::MAX) / info.frame_bytes;
+        let budget = asked.min(info.capacity_frames);
+        if budget == 0 {
+            return Err(Error::InvalidArgument(format!(
+                "a memory budget of {} bytes holds no frame of {} bytes",
+                config.memory_bytes.unwrap_or(0),
+                info.frame_bytes
+            )));
+        }
+        if !config.touch_bytes.is_power_of_two() || config.touch_bytes < 4096 {
+            return Err(Error::InvalidArgument(format!(
+                "a touch granule of {} bytes is not a power of two from 4096",
+                config.touch_bytes
+            )));
+        }
+        let age = config.flush_age;
+        let shared = Arc::new(Shared::new(device, config, budget));
+        shared.guards.start(&shared);
+        let flusher = match age {
+            Some(age) => Some(flusher::start(Arc::clone(&shared), age)?),
+            None => None,
+        };
+        Ok(Arc::new_cyclic(|this| Embedded {
+            shared,
+            this: this.clone(),
+            table: Mutex::default(),
+            flusher,
+        }))
+    }
+
+    fn adopt(
+        &self,
+        table: &mut HashMap<FileId, FileKey>,
+        io: HostFile,
+        name: String,
+    ) -> Result<Arc<dyn FileService>> {
+        let shared = &self.shared;
+        let (id, writable) = (io.identity(), io.is_writable());
+        let backing = match self.known(table, id) {
+            Some(backing) => {
+                self.upgrade(&backing, io)?;
+                backing
+            }
+            None => {
+                let io = Arc::new(io);
+                let key = shared.core.lock().engine.add_file(Guards::meet(&io)?);
+                shared.guards.open(key, &io)?;
+                let backing = Arc::new(Backing::new(key, name, io, shared.info.region_bytes));
+                shared.files.write().insert(key, Arc::clone(&backing));
+                table.insert(id, key);
+                backing
+            }
+        };
+        self.handle(backing, writable)
+    }
+
+    /// A description that can write takes over from one that cannot.
+    fn upgrade(&self, backing: &Backing, io: HostFile) -> Result<()> {
+        let guards = &self.shared.guards;
+        if !io.is_writable() || backing.io().is_writable() {
+            return Ok(());
+        }
+        // The gate would be asked about what is done through a description that it has seen opened.
+        let io = match guards.lower_gate(backing.key) && io.is_private() {
+            true => io.again().map_err(|e| open_error(&backing.name, e))?,
+            false => io,
+        };
+        if let Some(io) = backing.upgrade(io) {
+            guards.replace(backing.key, &io);
+        }
+        Ok(())
+    }
+
+    fn handle(&self, backing: Arc<Backing>, writable: bool) -> Result<Arc<dyn FileService>> {
+        let gone = || Error::InvalidArgument("the cache is being dropped".into());
+        let cache = self.this.upgrade().ok_or_else(gone)?;
+        *backing.handles.lock() += 1;
+        Ok(Arc::new(Opening::new(cache, backing, writable)))
+    }
+
+    fn known(&self, table: &HashMap<FileId, FileKey>, id: FileId) -> Option<Arc<Backing>> {
+        table.get(&id).and_then(|key| self.shared.files.read().get(key).cloned())
+    }
+
+    /// The last handle of a file is gone. What cannot be written back stays with the cache, which
+    /// tries again by age and at its own end.
+    pub(crate) fn close(&self, backing: &Arc<Backing>) -> Result<()> {
+        let mut table = self.table.lock();
+        let mut handles = backing.handles.lock();
+        *handles -= 1;
+        if *handles > 0 {
+            return Ok(());
+        }
+        let id = backing.io().identity();
+        self.shared.close(backing)?;
+        table.remove(&id);
+        Ok(())
+    }
+}
+
+impl CacheService for Embedded {
+    fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn FileService>> {
+        self.shared.not_forked()?;
+        let name = path.display().to_string();
+        let place = Place::find(path).map_err(|e| open_error(&name, e))?;
+        let mut table = self.table.lock();
+        // One description of a file is enough, and a second would count as somebody else's.
+        if let Some(backing) = self.known(&table, place.identity())
+            && (backing.io().is_writable() || !writable)
+            && place.permits(writable)
+        {
+            return self.handle(backing, writable);
+        }
+        let io = HostFile::open(path, writable).map_err(|e| open_error(&name, e))?;
+        self.adopt(&mut table, io, name)
+    }
+
+    fn open_fd(&self, fd: BorrowedFd<'_>) -> Result<Arc<dyn FileService>> {
+        use std::os::fd::AsRawFd;
+        self.shared.not_forked()?;
+        let name = format!("file descriptor {}", fd.as_raw_fd());
+        let io = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?;
+        let mut table = self.table.lock();
+        self.adopt(&mut table, io, name)
+    }
+
+    fn device(&self) -> &Arc<dyn Device> {
+        &self.shared.device
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.shared.budget_frames * self.shared.info.frame_bytes
+    }
+
+    fn used_bytes(&self) -> u64 {
+        if self.shared.not_forked().is_err() {
+            return 0;
+        }
+        self.shared.core.lock().engine.frames_used() * self.shared.info.frame_bytes
+    }
+
+    fn stats(&self) -> Stats {
+        Stats::take(&self.shared)
+    }
+
+    fn flush(&self) -> Result<u64> {
+        let shared = &self.shared;
+        shared.not_forked()?;
+        let files: Vec<FileKey> = shared.core.lock().engine.files().collect();
+        let (mut bytes, mut failed) = (0, None);
+        for file in files {
+            match shared.flush(file, 0..u64::MAX, false) {
+                Ok(written) => bytes += written,
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        failed.map_or(Ok(bytes), Err)
+    }
+
+    fn not_forked(&self) -> Result<()> {
+        self.shared.not_forked()
+    }
+
+    fn count_failed_release(&self) {
+        Tally::add(&self.shared.tally.failed_releases, 1);
+    }
+}
+
+impl Shared {
+    /// Everything home, every frame free, the file forgotten.
+    pub(crate) fn close(&self, backing: &Backing) -> Result<()> {
+        let close = Request::Close { file: backing.key };
+        self.request(close, Wait::Block)
+            .map_err(|r| self.explain(r, &(0..u64::MAX), Wait::Block))?;
+        self.forget(backing);
+        Ok(())
+    }
+
+    fn forget(&self, backing: &Backing) {
+        self.files.write().remove(&backing.key);
+        self.guards.close(backing.key);
+        backing.release_regions(&*self.device);
+    }
+
+    pub(crate) fn flush(
+        &self,
+        file: FileKey,
+        range: std::ops::Range<u64>,
+        skip_pinned: bool,
+    ) -> Result<u64> {
+        let request = Request::Flush { file, range: range.clone(), skip_pinned };
+        self.flush_by(request, &range, Wait::Block)
+    }
+
+    /// As [`flush`](Self::flush), waiting for write pins over away bytes no longer than told.
+    pub(crate) fn flush_within(
+        &self,
+        file: FileKey,
+        range: std::ops::Range<u64>,
+        wait: Wait,
+    ) -> Result<u64> {
+        let request = Request::Flush { file, range: range.clone(), skip_pinned: false };
+        self.flush_by(request, &range, wait)
+    }
+
+    fn flush_by(&self, request: Request, range: &std::ops::Range<u64>, wait: Wait) -> Result<u64> {
+        let Request::Flush { file, .. } = request else { return Ok(0) };
+        match self.request(request, wait) {
+            Ok(Outcome::Moved { written_bytes, .. }) => {
+                self.spare_lease(file);
+                Ok(written_bytes)
+            }
+            Ok(_) => Ok(0),
+            Err(refusal) => Err(self.explain(refusal, range, wait)),
+        }
+    }
+
+    /// Gives up the lease of a file of which nothing is away any more.
+    fn spare_lease(&self, file: FileKey) {
+        let Some(moment) = self.guards.holds(file) else { return };
+        if !self.core.lock().engine.is_away(file, &(0..u64::MAX)) {
+            self.guards.all_is_home(file, moment);
+        }
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        if shared.not_forked().is_err() {
+            // Its threads and its device are the parent's: leave all as it is.
+            std::mem::forget(Arc::clone(shared));
+            return;
+        }
+        shared.core.lock().stopping = true;
+        shared.changed.notify_all();
+        if let Some(flusher) = self.flusher.take() {
+            // A flusher that panicked has said so already.
+            let _ = flusher.join();
+        }
+        // Only files whose last write-back failed are left.
+        let left: Vec<Arc<Backing>> = shared.files.read().values().cloned().collect();
+        for backing in left {
+            if let Err(error) = shared.close(&backing) {
+                let abandoned = shared.core.lock().engine.abandon(backing.key);
+                if let Some((frames, lost)) = abandoned {
+                    for (folio, frame) in frames {
+                        if let Some(addr) = backing.addr(folio * shared.info.frame_bytes) {
+                            shared.device.detach(addr);
+                        }
+                        shared.device.free_frame(pageferry_device::FrameId(frame.0));
+                    }
+                    shared.forget(&backing);
+                    shared.tally.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+                    tracing::error!(file = backing.name, lost, %error, "device-written bytes are lost");
+                }
+            }
+        }
+        if let Some(traps) = shared.traps.lock().take() {
+            traps.stop();
+        }
+    }
+}
+
+fn open_error(name: &str, error: OpenError) -> Error {
+    match error {
+        OpenError::NotRegular { kind } => {
+            Error::NotRegularFile { name: name.into(), what: kind.to_string() }
+        }
+        OpenError::WriteOnly => Error::InvalidArgument(format!(
+            "{name} is open for writing only; the cache has to read it too: open it read-write"
+        )),
+        OpenError::Os { source, .. } => os_error(&format!("opening {name}"), &source),
+        error => Error::InvalidArgument(format!("{name}: {error}")),
+    }
+}

@@ -1,0 +1,230 @@
+//! One opening of a file in a cache of this process.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pageferry_engine::{Mode, Outcome, Owner, PinKey, Request};
+use pageferry_linux::HostFile;
+
+use super::Embedded;
+use crate::backing::Backing;
+use crate::error::file_error;
+use crate::file::not_granted;
+use crate::map::MapService;
+use crate::service::{FileChange, FileService, Piece, Released};
+use crate::{After, Coherence, Error, PinMode, Placement, Result, Segment, Wait};
+
+/// One opening.
+pub(crate) struct Opening {
+    pub(super) cache: Arc<Embedded>,
+    pub(super) backing: Arc<Backing>,
+    writable: bool,
+}
+
+impl Opening {
+    pub(super) fn new(cache: Arc<Embedded>, backing: Arc<Backing>, writable: bool) -> Opening {
+        Opening { cache, backing, writable }
+    }
+
+    fn request(&self, request: Request, range: &Range<u64>) -> Result<Outcome> {
+        let shared = &self.cache.shared;
+        shared.request(request, Wait::Block).map_err(|r| shared.explain(r, range, Wait::Block))
+    }
+
+    fn pin_one(&self, range: &Range<u64>, mode: Mode, wait: Wait, owner: Owner) -> Result<PinKey> {
+        let shared = &self.cache.shared;
+        let request = Request::Pin { file: self.backing.key, range: range.clone(), mode };
+        match shared.request_as(request, owner, wait, None) {
+            Ok(Outcome::Pinned(key)) => Ok(key),
+            Ok(_) => Err(not_granted()),
+            Err(refusal) => Err(shared.explain(refusal, range, wait)),
+        }
+    }
+
+    fn end_pin(&self, pin: PinKey, range: &Range<u64>, keep: bool) -> Result<u64> {
+        let shared = &self.cache.shared;
+        match shared.request(Request::Release { pin, keep }, Wait::Block) {
+            Ok(Outcome::Released { lost_bytes, cut, .. }) if lost_bytes > 0 => {
+                Err(Error::FileShrunk {
+                    range: range.clone(),
+                    file_bytes: cut.unwrap_or(0),
+                    lost_bytes,
+                })
+            }
+            Ok(Outcome::Released { written_bytes, .. }) => Ok(written_bytes),
+            Ok(_) => Ok(0),
+            Err(refusal) => Err(shared.explain(refusal, range, Wait::Block)),
+        }
+    }
+
+    fn bring_home(&self, range: &Range<u64>) -> Result<()> {
+        let (shared, file) = (&self.cache.shared, self.backing.key);
+        shared.not_forked()?;
+        if shared.core.lock().engine.is_away(file, range) {
+            shared.flush(file, range.clone(), false)?;
+            // Whole pages come home, as far as nobody is writing beside.
+            let pages = range.start & !4095..range.end.saturating_add(4095) & !4095;
+            shared.flush(file, pages, true)?;
+        }
+        Ok(())
+    }
+}
+
+impl FileService for Opening {
+    fn name(&self) -> &str {
+        &self.backing.name
+    }
+
+    fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        self.backing.bytes()
+    }
+
+    fn pin(
+        &self,
+        ranges: &[Range<u64>],
+        mode: PinMode,
+        wait: Wait,
+        owner: Owner,
+    ) -> Result<Vec<PinKey>> {
+        let mode = match mode {
+            PinMode::Read => Mode::Read,
+            PinMode::Write => Mode::Write,
+            PinMode::Overwrite => Mode::Overwrite,
+        };
+        let mut pins = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match self.pin_one(range, mode, wait, owner) {
+                Ok(pin) => pins.push(pin),
+                Err(error) => {
+                    for (pin, range) in pins.into_iter().zip(ranges) {
+                        // Nothing was stored: there is nothing to fail.
+                        let _ = self.end_pin(pin, range, false);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(pins)
+    }
+
+    fn set_owner(&self, pin: PinKey, owner: Owner) {
+        let shared = &self.cache.shared;
+        // A forked child's calls are refused later, where they can say so.
+        if shared.not_forked().is_ok() {
+            shared.core.lock().engine.set_owner(pin, owner);
+            shared.changed.notify_all();
+        }
+    }
+
+    fn release(&self, pin: PinKey, range: &Range<u64>, after: After) -> Result<Released> {
+        let shared = &self.cache.shared;
+        shared.not_forked()?;
+        if after == After::WriteBack {
+            let written_bytes = self.end_pin(pin, range, false)?;
+            return Ok(Released { written_bytes, refused: None });
+        }
+        // Whoever opens the file while this lasts waits until it is over, and then for the bytes.
+        let (written_bytes, refused) = match shared.guards.keep(self.backing.key, range) {
+            Ok(_kept) => (self.end_pin(pin, range, true)?, None),
+            Err(why) => (self.end_pin(pin, range, false)?, Some(why)),
+        };
+        Ok(Released { written_bytes, refused })
+    }
+
+    fn segments(&self, _pin: PinKey, range: &Range<u64>) -> Vec<Segment> {
+        let pieces = self.backing.pieces(range).into_iter();
+        pieces.map(|(addr, r)| Segment { addr, offset: r.start, len: r.end - r.start }).collect()
+    }
+
+    fn access(&self, pin: PinKey, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()> {
+        self.through(pin, range, piece)
+    }
+
+    fn read_at(&self, buf: &mut [u8], range: &Range<u64>) -> Result<usize> {
+        self.bring_home(range)?;
+        let io = self.backing.io();
+        io.read_at(buf, range.start).map_err(|e| file_error("read", range, &e))
+    }
+
+    fn change(&self, change: &FileChange<'_>) -> Result<()> {
+        let shared = &self.cache.shared;
+        shared.not_forked()?;
+        let known = shared.core.lock().engine.file_bytes(self.backing.key);
+        let (request, range) = (change.request(self.backing.key, known), change.range());
+        let owner = Some(crate::sync::current_tid());
+        let mut make =
+            |io: &HostFile| change.make(io).map_err(|e| file_error(change.what(), &range, &e));
+        shared
+            .request_as(request, owner, Wait::Block, Some(&mut make))
+            .map_err(|r| shared.explain(r, &range, Wait::Block))?;
+        Ok(())
+    }
+
+    fn flush(&self, range: Range<u64>) -> Result<u64> {
+        self.cache.shared.flush(self.backing.key, range, false)
+    }
+
+    fn sync(&self, range: Range<u64>, data_only: bool) -> Result<()> {
+        self.flush(range.clone())?;
+        let io = self.backing.io();
+        io.sync(data_only).map_err(|e| file_error("fsync", &range, &e))
+    }
+
+    fn prefetch(&self, range: Range<u64>) -> Result<u64> {
+        let shared = &self.cache.shared;
+        let budget = shared.budget_frames * shared.info.frame_bytes;
+        let end = range.end.min(self.bytes()?).min(range.start.saturating_add(budget));
+        let step = (8 * shared.info.frame_bytes).min(budget);
+        let owner = Some(crate::sync::current_tid());
+        let (mut at, mut there) = (range.start, 0);
+        while at < end {
+            let next = (at / step * step).saturating_add(step).min(end);
+            match self.pin_one(&(at..next), Mode::Read, Wait::Try, owner) {
+                Ok(pin) => {
+                    self.end_pin(pin, &(at..next), false)?;
+                    there += next - at;
+                }
+                Err(Error::WouldBlock { .. }) => {}
+                Err(Error::DeviceFull { .. } | Error::PastEof { .. }) => break,
+                Err(error) => return Err(error),
+            }
+            at = next;
+        }
+        Ok(there)
+    }
+
+    fn evict(&self, range: Range<u64>) -> Result<u64> {
+        let request = Request::Evict { file: self.backing.key, range: range.clone() };
+        match self.request(request, &range)? {
+            Outcome::Moved { evicted_bytes, .. } => Ok(evicted_bytes),
+            _ => Ok(0),
+        }
+    }
+
+    fn coherence(&self) -> Result<Coherence> {
+        let shared = &self.cache.shared;
+        shared.not_forked()?;
+        shared.guards.look(self.backing.key, u64::MAX)?;
+        Ok(shared.guards.coherence(self.backing.key))
+    }
+
+    fn placement(&self, range: Range<u64>) -> Result<Vec<Placement>> {
+        let request = Request::Query { file: self.backing.key, range: range.clone() };
+        match self.request(request, &range)? {
+            Outcome::Placed(runs) => Ok(runs),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn map(&self, range: Range<u64>, writable: bool) -> Result<Box<dyn MapService>> {
+        self.map_in(range, writable)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.cache.close(&self.backing)
+    }
+}
