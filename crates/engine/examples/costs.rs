@@ -29,7 +29,7 @@ impl Bench {
     }
 
     fn run(&mut self, who: u32, request: Request) -> Option<Outcome> {
-        let op = self.engine.submit(request, Some(who), true);
+        let op = self.engine.submit(request, Some(u64::from(who)), true);
         loop {
             let (key, action) = match self.engine.poll(op, 0) {
                 Step::Do(key, action) => (key, action),

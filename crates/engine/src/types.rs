@@ -29,9 +29,9 @@ pub struct OpKey(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActionKey(pub u64);
 
-/// The thread that holds a pin or waits, by its kernel id; `None` for nobody in particular, who is
-/// assumed to get on whatever others wait for.
-pub type Owner = Option<u32>;
+/// The thread that holds a pin or waits, by a number that the caller gives it (its kernel id, say); `None` for
+/// nobody in particular, who is assumed to get on whatever others wait for.
+pub type Owner = Option<u64>;
 
 /// What one look at a file told.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

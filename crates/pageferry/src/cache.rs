@@ -122,6 +122,6 @@ impl Cache {
     /// # Errors
     /// The first file's that failed; the others are flushed all the same.
     pub fn flush(&self) -> Result<u64> {
-        self.service.flush()
+        self.service.flush(crate::sync::this_thread())
     }
 }

@@ -6,6 +6,7 @@ mod file;
 mod map;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -14,14 +15,14 @@ use std::thread::JoinHandle;
 
 use crate::sync::Mutex;
 use pageferry_device::Device;
-use pageferry_engine::{FileKey, Outcome, Request};
+use pageferry_engine::{FileKey, Outcome, Owner, Request};
 use pageferry_linux::{FileId, HostFile, OpenError, Place};
 
 use crate::backing::Backing;
 use crate::error::os_error;
 use crate::guard::Guards;
 use crate::service::{CacheService, FileService};
-use crate::shared::{Shared, Tally};
+use crate::shared::{Caller, Shared, Tally};
 use crate::{CacheConfig, Error, Result, Stats, Wait, flusher};
 
 pub(crate) use file::Opening;
@@ -70,12 +71,19 @@ impl Embedded {
         }))
     }
 
+    /// Opens the file behind a descriptor, under a name.
+    pub(crate) fn open_fd_as(&self, fd: BorrowedFd<'_>, name: String) -> Result<Opening> {
+        let io = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?;
+        let mut table = self.table.lock();
+        self.adopt(&mut table, io, name)
+    }
+
     fn adopt(
         &self,
         table: &mut HashMap<FileId, FileKey>,
         io: HostFile,
         name: String,
-    ) -> Result<Arc<dyn FileService>> {
+    ) -> Result<Opening> {
         let shared = &self.shared;
         let (id, writable) = (io.identity(), io.is_writable());
         let backing = match self.known(table, id) {
@@ -87,13 +95,14 @@ impl Embedded {
                 let io = Arc::new(io);
                 let key = shared.core.lock().engine.add_file(Guards::meet(&io)?);
                 shared.guards.open(key, &io)?;
-                let backing = Arc::new(Backing::new(key, name, io, shared.info.region_bytes));
+                let known_as = name.clone();
+                let backing = Arc::new(Backing::new(key, known_as, io, shared.info.region_bytes));
                 shared.files.write().insert(key, Arc::clone(&backing));
                 table.insert(id, key);
                 backing
             }
         };
-        self.handle(backing, writable)
+        self.handle(backing, name, writable)
     }
 
     /// A description that can write takes over from one that cannot.
@@ -113,11 +122,11 @@ impl Embedded {
         Ok(())
     }
 
-    fn handle(&self, backing: Arc<Backing>, writable: bool) -> Result<Arc<dyn FileService>> {
+    fn handle(&self, backing: Arc<Backing>, name: String, writable: bool) -> Result<Opening> {
         let gone = || Error::InvalidArgument("the cache is being dropped".into());
         let cache = self.this.upgrade().ok_or_else(gone)?;
         *backing.handles.lock() += 1;
-        Ok(Arc::new(Opening::new(cache, backing, writable)))
+        Ok(Opening::new(cache, backing, name, writable))
     }
 
     fn known(&self, table: &HashMap<FileId, FileKey>, id: FileId) -> Option<Arc<Backing>> {
@@ -151,19 +160,17 @@ impl CacheService for Embedded {
             && (backing.io().is_writable() || !writable)
             && place.permits(writable)
         {
-            return self.handle(backing, writable);
+            return Ok(Arc::new(self.handle(backing, name, writable)?));
         }
         let io = HostFile::open(path, writable).map_err(|e| open_error(&name, e))?;
-        self.adopt(&mut table, io, name)
+        Ok(Arc::new(self.adopt(&mut table, io, name)?))
     }
 
     fn open_fd(&self, fd: BorrowedFd<'_>) -> Result<Arc<dyn FileService>> {
         use std::os::fd::AsRawFd;
         self.shared.not_forked()?;
         let name = format!("file descriptor {}", fd.as_raw_fd());
-        let io = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?;
-        let mut table = self.table.lock();
-        self.adopt(&mut table, io, name)
+        Ok(Arc::new(self.open_fd_as(fd, name)?))
     }
 
     fn device(&self) -> &Arc<dyn Device> {
@@ -185,13 +192,14 @@ impl CacheService for Embedded {
         Stats::take(&self.shared)
     }
 
-    fn flush(&self) -> Result<u64> {
+    fn flush(&self, owner: Owner) -> Result<u64> {
         let shared = &self.shared;
         shared.not_forked()?;
         let files: Vec<FileKey> = shared.core.lock().engine.files().collect();
         let (mut bytes, mut failed) = (0, None);
         for file in files {
-            match shared.flush(file, 0..u64::MAX, false) {
+            let caller = Caller { owner, gone: None };
+            match shared.flush(file, 0..u64::MAX, false, caller, Wait::Block) {
                 Ok(written) => bytes += written,
                 Err(error) => drop(failed.get_or_insert(error)),
             }
@@ -224,36 +232,23 @@ impl Shared {
         backing.release_regions(&*self.device);
     }
 
+    /// Brings a range home; tells how many bytes were written.
     pub(crate) fn flush(
         &self,
         file: FileKey,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         skip_pinned: bool,
-    ) -> Result<u64> {
-        let request = Request::Flush { file, range: range.clone(), skip_pinned };
-        self.flush_by(request, &range, Wait::Block)
-    }
-
-    /// As [`flush`](Self::flush), waiting for write pins over away bytes no longer than told.
-    pub(crate) fn flush_within(
-        &self,
-        file: FileKey,
-        range: std::ops::Range<u64>,
+        caller: Caller<'_>,
         wait: Wait,
     ) -> Result<u64> {
-        let request = Request::Flush { file, range: range.clone(), skip_pinned: false };
-        self.flush_by(request, &range, wait)
-    }
-
-    fn flush_by(&self, request: Request, range: &std::ops::Range<u64>, wait: Wait) -> Result<u64> {
-        let Request::Flush { file, .. } = request else { return Ok(0) };
-        match self.request(request, wait) {
+        let request = Request::Flush { file, range: range.clone(), skip_pinned };
+        match self.request_as(request, caller, wait, None) {
             Ok(Outcome::Moved { written_bytes, .. }) => {
                 self.spare_lease(file);
                 Ok(written_bytes)
             }
             Ok(_) => Ok(0),
-            Err(refusal) => Err(self.explain(refusal, range, wait)),
+            Err(refusal) => Err(self.explain(refusal, &range, wait)),
         }
     }
 

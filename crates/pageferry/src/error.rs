@@ -137,6 +137,24 @@ pub enum Error {
         /// What stands in the way, for people.
         why: String,
     },
+    /// A limit of the daemon is reached (it can be raised there).
+    #[error("the daemon allows no more than {limit} {what}")]
+    Limit {
+        /// Of what: "pins of a session", ...
+        what: String,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// There is no daemon any more at the other end: everything held through this cache is gone. What had
+    /// been released is in the files, or was with the daemon; connect again.
+    #[error("the connection to the daemon is lost ({why}); connect again")]
+    Disconnected {
+        /// How that was noticed.
+        why: String,
+    },
+    /// The daemon and this library do not understand each other.
+    #[error("the daemon speaks another language: {0}; use the same release on both sides")]
+    Protocol(String),
     /// A forked child uses what its parent made.
     #[error("the cache belongs to the process that made it; a forked child opens its own")]
     Forked,
@@ -198,6 +216,9 @@ impl Error {
             Error::OutOfVmas { .. } => "out-of-vmas",
             Error::Unsupported(_) => "unsupported",
             Error::Unguarded { .. } => "unguarded",
+            Error::Limit { .. } => "limit",
+            Error::Disconnected { .. } => "disconnected",
+            Error::Protocol(_) => "protocol",
             Error::Forked => "forked",
             Error::KernelFailed(_) => "kernel-failed",
         }
@@ -225,6 +246,9 @@ impl Error {
             Error::OutOfVmas { .. } => libc::ENOMEM,
             Error::Unsupported(_) => libc::EOPNOTSUPP,
             Error::Unguarded { .. } => libc::EBUSY,
+            Error::Limit { .. } => libc::EUSERS,
+            Error::Disconnected { .. } => libc::ECONNRESET,
+            Error::Protocol(_) => libc::EPROTO,
             Error::Forked => libc::EPERM,
             Error::KernelFailed(_) => libc::ECANCELED,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::os_error;
 use crate::service::{FileChange, FileService};
+use crate::sync::this_thread;
 use crate::{Cache, Coherence, Error, Map, Pin, PinMode, Placement, Result, View, Wait};
 
 /// A file in a cache. Clones share it; the last one closes it.
@@ -110,7 +111,7 @@ impl File {
         if mode != PinMode::Read {
             self.must_be_writable()?;
         }
-        let owner = Some(crate::sync::current_tid());
+        let owner = this_thread();
         let pins = self.service().pin(std::slice::from_ref(&range), mode, wait, owner)?;
         let key = pins.first().copied().ok_or_else(not_granted)?;
         Ok(Pin::new(self.clone(), key, range, mode))
@@ -126,7 +127,7 @@ impl File {
         if mode != PinMode::Read {
             self.must_be_writable()?;
         }
-        let owner = Some(crate::sync::current_tid());
+        let owner = this_thread();
         let keys = self.service().pin(ranges, mode, wait, owner)?;
         let pin = |(key, range): (_, &Range<u64>)| Pin::new(self.clone(), key, range.clone(), mode);
         Ok(keys.into_iter().zip(ranges).map(pin).collect())
@@ -165,7 +166,7 @@ impl File {
     /// were away before it.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let range = checked_range(offset, buf.len())?;
-        self.service().read_at(buf, &range)
+        self.service().read_at(buf, &range, this_thread())
     }
 
     /// Writes like `pwrite`, all of `bytes`. Copies of the range on the device are dropped. Waits
@@ -233,7 +234,7 @@ impl File {
 
     fn change(&self, change: FileChange<'_>) -> Result<()> {
         self.must_be_writable()?;
-        self.service().change(&change)
+        self.service().change(&change, this_thread())
     }
 
     /// Writes away bytes of the range to the file (page cache); they stay on the device as copies.
@@ -243,7 +244,7 @@ impl File {
     /// [`Error::File`] (what could not be written stays away, a later call tries again),
     /// [`Error::WouldDeadlock`], [`Error::Device`].
     pub fn flush(&self, range: Range<u64>) -> Result<u64> {
-        self.service().flush(range)
+        self.service().flush(range, this_thread())
     }
 
     /// `fsync` that covers away pages: flushes all, then makes the file durable.
@@ -251,7 +252,7 @@ impl File {
     /// # Errors
     /// As [`flush`](Self::flush); [`Error::File`] with the error of `fsync`.
     pub fn sync(&self) -> Result<()> {
-        self.service().sync(0..u64::MAX, false)
+        self.service().sync(0..u64::MAX, false, this_thread())
     }
 
     /// Flushes the range, then makes the file's data durable (`fdatasync`).
@@ -259,7 +260,7 @@ impl File {
     /// # Errors
     /// As [`sync`](Self::sync).
     pub fn sync_range(&self, range: Range<u64>) -> Result<()> {
-        self.service().sync(range, true)
+        self.service().sync(range, true, this_thread())
     }
 
     /// Brings what it can of a range onto the device without waiting for pins of others, evicting
@@ -269,7 +270,7 @@ impl File {
     /// # Errors
     /// [`Error::File`] (reading failed), [`Error::Device`].
     pub fn prefetch(&self, range: Range<u64>) -> Result<u64> {
-        self.service().prefetch(range)
+        self.service().prefetch(range, this_thread())
     }
 
     /// Takes unpinned pages wholly inside the range off the device; away ones are written back

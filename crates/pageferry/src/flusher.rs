@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use pageferry_engine::FileKey;
 
-use crate::Result;
 use crate::error::os_error;
-use crate::shared::{Shared, Tally};
+use crate::shared::{Caller, Shared, Tally};
+use crate::{Result, Wait};
 
 /// Starts the flusher of a cache. It ends when the cache is stopping.
 pub(crate) fn start(shared: Arc<Shared>, age: Duration) -> Result<JoinHandle<()>> {
@@ -40,7 +40,8 @@ fn run(shared: &Shared, age: Duration) {
         drop(core);
         for (file, range) in aged {
             Tally::add(&shared.tally.flusher_runs, 1);
-            if let Err(error) = shared.flush(file, range.clone(), true) {
+            let caller = Caller::this_thread();
+            if let Err(error) = shared.flush(file, range.clone(), true, caller, Wait::Block) {
                 Tally::add(&shared.tally.flusher_failures, 1);
                 tracing::warn!(?range, %error, "the flusher will try again");
             }

@@ -121,7 +121,7 @@ impl DetachedPin {
 
     /// Makes the calling thread the owner.
     pub fn attach(self) -> Pin {
-        self.set_owner(Some(crate::sync::current_tid()));
+        self.set_owner(crate::sync::this_thread());
         self.owned()
     }
 

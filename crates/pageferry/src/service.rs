@@ -37,7 +37,7 @@ pub(crate) trait CacheService: Send + Sync {
     fn stats(&self) -> Stats;
 
     /// Writes the away pages of all files back.
-    fn flush(&self) -> Result<u64>;
+    fn flush(&self, owner: Owner) -> Result<u64>;
 
     /// Refuses a forked child.
     fn not_forked(&self) -> Result<()>;
@@ -46,7 +46,7 @@ pub(crate) trait CacheService: Send + Sync {
     fn count_failed_release(&self);
 }
 
-/// One opening of a file.
+/// One opening of a file. An `owner` is the thread that asks: it is not made to wait for pins that it holds.
 pub(crate) trait FileService: Send + Sync {
     /// For messages.
     fn name(&self) -> &str;
@@ -79,19 +79,19 @@ pub(crate) trait FileService: Send + Sync {
     fn access(&self, pin: PinKey, range: Range<u64>, piece: &mut Piece<'_>) -> Result<()>;
 
     /// Reads like `pread`.
-    fn read_at(&self, buf: &mut [u8], range: &Range<u64>) -> Result<usize>;
+    fn read_at(&self, buf: &mut [u8], range: &Range<u64>, owner: Owner) -> Result<usize>;
 
     /// Changes the file by a system call.
-    fn change(&self, change: &FileChange<'_>) -> Result<()>;
+    fn change(&self, change: &FileChange<'_>, owner: Owner) -> Result<()>;
 
     /// Writes away bytes of the range to the file.
-    fn flush(&self, range: Range<u64>) -> Result<u64>;
+    fn flush(&self, range: Range<u64>, owner: Owner) -> Result<u64>;
 
     /// Makes the file durable, as `fsync` or `fdatasync`.
-    fn sync(&self, range: Range<u64>, data_only: bool) -> Result<()>;
+    fn sync(&self, range: Range<u64>, data_only: bool, owner: Owner) -> Result<()>;
 
     /// Brings what it can of a range onto the device.
-    fn prefetch(&self, range: Range<u64>) -> Result<u64>;
+    fn prefetch(&self, range: Range<u64>, owner: Owner) -> Result<u64>;
 
     /// Takes unpinned pages off the device.
     fn evict(&self, range: Range<u64>) -> Result<u64>;

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::sync::{Condvar, HELP_BYTES, Mutex, RwLock};
@@ -77,6 +77,35 @@ impl Tally {
     }
 }
 
+/// In whose name a request is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub(crate) owner: Owner,
+    /// Becomes true when nobody is there any more who could use what the request waits for.
+    pub(crate) gone: Option<&'a AtomicBool>,
+}
+
+impl Caller<'_> {
+    pub(crate) fn this_thread() -> Caller<'static> {
+        Caller { owner: crate::sync::this_thread(), gone: None }
+    }
+}
+
+/// How long a request waits for pins.
+#[derive(Clone, Copy)]
+struct Patience<'a> {
+    deadline: Option<Instant>,
+    gone: Option<&'a AtomicBool>,
+}
+
+impl Patience<'_> {
+    const ENDLESS: Patience<'static> = Patience { deadline: None, gone: None };
+
+    fn is_gone(&self) -> bool {
+        self.gone.is_some_and(|gone| gone.load(Ordering::Relaxed))
+    }
+}
+
 /// The system call inside a `Change` or `Resize`.
 pub(crate) type Change<'a> = &'a mut (dyn FnMut(&pageferry_linux::HostFile) -> Result<()> + Send);
 
@@ -131,14 +160,14 @@ impl Shared {
 
     /// Submits a request in the name of the calling thread and sees it through.
     pub(crate) fn request(&self, request: Request, wait: Wait) -> Result<Outcome, Refusal<Error>> {
-        self.request_as(request, Some(crate::sync::current_tid()), wait, None)
+        self.request_as(request, Caller::this_thread(), wait, None)
     }
 
-    /// As [`request`](Self::request), for a given owner and with the change to make.
+    /// As [`request`](Self::request), for a given caller and with the change to make.
     pub(crate) fn request_as(
         &self,
         request: Request,
-        owner: Owner,
+        caller: Caller<'_>,
         wait: Wait,
         change: Option<Change<'_>>,
     ) -> Result<Outcome, Refusal<Error>> {
@@ -147,14 +176,14 @@ impl Shared {
             Wait::Timeout(limit) => Instant::now().checked_add(limit),
             Wait::Block | Wait::Try => None,
         };
-        let op = self.core.lock().engine.submit(request, owner, wait != Wait::Try);
-        self.drive(op, deadline, change)
+        let op = self.core.lock().engine.submit(request, caller.owner, wait != Wait::Try);
+        self.drive(op, Patience { deadline, gone: caller.gone }, change)
     }
 
     fn drive(
         &self,
         op: OpKey,
-        deadline: Option<Instant>,
+        patience: Patience<'_>,
         mut change: Option<Change<'_>>,
     ) -> Result<Outcome, Refusal<Error>> {
         let ended = Mutex::new(None);
@@ -163,7 +192,7 @@ impl Shared {
         let mut bytes = 0;
         // Alone until it is clear that there is much to copy.
         while bytes < HELP_BYTES || helpers == 0 {
-            match self.advance(op, deadline, &mut change, &ended) {
+            match self.advance(op, patience, &mut change, &ended) {
                 Some(copied) => bytes += copied,
                 None => {
                     drop(driven);
@@ -177,7 +206,7 @@ impl Shared {
             for _ in 0..helpers {
                 crate::sync::try_spawn(scope, || while self.help(op, &ended) {});
             }
-            while self.advance(op, deadline, &mut change, &ended).is_some() {}
+            while self.advance(op, patience, &mut change, &ended).is_some() {}
         });
         drop(driven);
         outcome(ended)
@@ -209,7 +238,7 @@ impl Shared {
     fn advance(
         &self,
         op: OpKey,
-        deadline: Option<Instant>,
+        patience: Patience<'_>,
         change: &mut Option<Change<'_>>,
         ended: &Ended,
     ) -> Option<u64> {
@@ -242,7 +271,8 @@ impl Shared {
                 Some(0)
             }
             Step::Wait(WaitFor::Pins | WaitFor::Frames) => {
-                match deadline {
+                match patience.deadline {
+                    _ if patience.is_gone() => core.engine.time_out(op),
                     Some(at) if self.changed.wait_until(&mut core, at).timed_out() => {
                         core.engine.time_out(op);
                     }
@@ -329,7 +359,8 @@ impl Drop for Driven<'_> {
             return;
         }
         self.shared.core.lock().engine.withdraw(self.op, panicked());
-        let again = || self.shared.advance(self.op, None, &mut None, self.ended).is_some();
+        let again =
+            || self.shared.advance(self.op, Patience::ENDLESS, &mut None, self.ended).is_some();
         // What panics while this is undone is a failure like another.
         while catch_unwind(AssertUnwindSafe(again)).unwrap_or(true) {}
     }

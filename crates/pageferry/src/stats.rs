@@ -17,6 +17,47 @@ pub struct Counter {
     pub value: u64,
 }
 
+/// Names, units, and what they count.
+const TABLE: [(&str, &str, &str); 29] = [
+    ("pins", "count", "pins granted, those of device faults included"),
+    ("fetches", "count", "copies onto the device"),
+    ("fetched_bytes", "bytes", "bytes copied onto the device"),
+    ("zeroed_bytes", "bytes", "bytes zeroed on the device for overwriting pins"),
+    ("writebacks", "count", "copies back into the file"),
+    ("written_back_bytes", "bytes", "bytes copied back into the file"),
+    ("evictions", "count", "frames taken from one folio for another"),
+    ("evicted_bytes", "bytes", "copies dropped by eviction"),
+    ("stored_bytes", "bytes", "copies dropped because a mapping of ours was stored to"),
+    (
+        "distrusts",
+        "count",
+        "times that all copies of a file were dropped because it changed behind our back",
+    ),
+    ("distrusted_bytes", "bytes", "copies dropped by that: others may have changed any of them"),
+    ("changed_bytes", "bytes", "copies dropped because others may have changed just these pages"),
+    (
+        "forgotten_bytes",
+        "bytes",
+        "device-written bytes dropped because the file was cut below them",
+    ),
+    ("traps", "count", "ranges whose CPU accesses were made to wait"),
+    ("touches", "count", "CPU accesses that waited"),
+    ("refused_touches", "count", "of those, ended by a signal or EFAULT"),
+    ("device_faults", "count", "device page faults on pinned pages (first stores)"),
+    ("failed_releases", "count", "dropped pins and views whose write-back failed"),
+    ("flusher_runs", "count", "ranges that the flusher found old enough"),
+    ("flusher_failures", "count", "of those, not written back yet"),
+    ("lost_bytes", "bytes", "device-written bytes that could not be kept at the cache's end"),
+    ("unguarded_openers", "count", "times that others were let in though bytes were away"),
+    ("live_pins", "count", "pins held now"),
+    ("resident_bytes", "bytes", "valid bytes on the device now"),
+    ("away_bytes", "bytes", "bytes newer on the device than in the file now"),
+    ("used_bytes", "bytes", "device memory in use now"),
+    ("memory_bytes", "bytes", "the budget"),
+    ("frame_bytes", "bytes", "bytes of a frame"),
+    ("record_bytes", "bytes", "host memory of the cache's records (estimate)"),
+];
+
 /// A snapshot of a cache's counters.
 #[derive(Clone, Debug)]
 pub struct Stats {
@@ -44,118 +85,47 @@ impl Stats {
         let (e, t) = (core.engine.stats(), &shared.tally);
         let frame = shared.info.frame_bytes;
         let of = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        let table: [(&str, &str, u64, &str); 29] = [
-            ("pins", "count", e.pins, "pins granted, those of device faults included"),
-            ("fetches", "count", e.fetches, "copies onto the device"),
-            ("fetched_bytes", "bytes", e.fetched_bytes, "bytes copied onto the device"),
-            (
-                "zeroed_bytes",
-                "bytes",
-                e.zeroed_bytes,
-                "bytes zeroed on the device for overwriting pins",
-            ),
-            ("writebacks", "count", e.writebacks, "copies back into the file"),
-            ("written_back_bytes", "bytes", e.written_bytes, "bytes copied back into the file"),
-            ("evictions", "count", e.evictions, "frames taken from one folio for another"),
-            ("evicted_bytes", "bytes", e.evicted_bytes, "copies dropped by eviction"),
-            (
-                "stored_bytes",
-                "bytes",
-                e.stored_bytes,
-                "copies dropped because a mapping of ours was stored to",
-            ),
-            (
-                "distrusts",
-                "count",
-                e.distrusts,
-                "times that all copies of a file were dropped because it changed behind our back",
-            ),
-            (
-                "distrusted_bytes",
-                "bytes",
-                e.distrusted_bytes,
-                "copies dropped by that: others may have changed any of them",
-            ),
-            (
-                "changed_bytes",
-                "bytes",
-                e.changed_bytes,
-                "copies dropped because others may have changed just these pages",
-            ),
-            (
-                "forgotten_bytes",
-                "bytes",
-                e.forgotten_bytes,
-                "device-written bytes dropped because the file was cut below them",
-            ),
-            ("traps", "count", e.traps, "ranges whose CPU accesses were made to wait"),
-            ("touches", "count", of(&t.touches), "CPU accesses that waited"),
-            (
-                "refused_touches",
-                "count",
-                of(&t.refused_touches),
-                "of those, ended by a signal or EFAULT",
-            ),
-            (
-                "device_faults",
-                "count",
-                of(&t.device_faults),
-                "device page faults on pinned pages (first stores)",
-            ),
-            (
-                "failed_releases",
-                "count",
-                of(&t.failed_releases),
-                "dropped pins and views whose write-back failed",
-            ),
-            (
-                "flusher_runs",
-                "count",
-                of(&t.flusher_runs),
-                "ranges that the flusher found old enough",
-            ),
-            (
-                "flusher_failures",
-                "count",
-                of(&t.flusher_failures),
-                "of those, not written back yet",
-            ),
-            (
-                "lost_bytes",
-                "bytes",
-                of(&t.lost_bytes),
-                "device-written bytes that could not be kept at the cache's end",
-            ),
-            (
-                "unguarded_openers",
-                "count",
-                of(&t.unguarded_openers),
-                "times that others were let in though bytes were away",
-            ),
-            ("live_pins", "count", core.engine.live_pins(), "pins held now"),
-            (
-                "resident_bytes",
-                "bytes",
-                core.engine.resident_bytes(),
-                "valid bytes on the device now",
-            ),
-            (
-                "away_bytes",
-                "bytes",
-                core.engine.away_bytes(),
-                "bytes newer on the device than in the file now",
-            ),
-            ("used_bytes", "bytes", core.engine.frames_used() * frame, "device memory in use now"),
-            ("memory_bytes", "bytes", shared.budget_frames * frame, "the budget"),
-            ("frame_bytes", "bytes", frame, "bytes of a frame"),
-            (
-                "record_bytes",
-                "bytes",
-                core.engine.record_bytes(),
-                "host memory of the cache's records (estimate)",
-            ),
+        // In the order of the table.
+        let values = [
+            e.pins,
+            e.fetches,
+            e.fetched_bytes,
+            e.zeroed_bytes,
+            e.writebacks,
+            e.written_bytes,
+            e.evictions,
+            e.evicted_bytes,
+            e.stored_bytes,
+            e.distrusts,
+            e.distrusted_bytes,
+            e.changed_bytes,
+            e.forgotten_bytes,
+            e.traps,
+            of(&t.touches),
+            of(&t.refused_touches),
+            of(&t.device_faults),
+            of(&t.failed_releases),
+            of(&t.flusher_runs),
+            of(&t.flusher_failures),
+            of(&t.lost_bytes),
+            of(&t.unguarded_openers),
+            core.engine.live_pins(),
+            core.engine.resident_bytes(),
+            core.engine.away_bytes(),
+            core.engine.frames_used() * frame,
+            shared.budget_frames * frame,
+            frame,
+            core.engine.record_bytes(),
         ];
-        let counter = |(name, unit, value, help)| Counter { name, unit, help, value };
-        Stats { counters: table.into_iter().map(counter).collect() }
+        let counter = |((name, unit, help), value)| Counter { name, unit, help, value };
+        Stats { counters: TABLE.into_iter().zip(values).map(counter).collect() }
+    }
+
+    /// From the values of another process's counters; those that this release does not know are left out.
+    pub(crate) fn of(values: &[(String, u64)]) -> Stats {
+        let value = |name| values.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
+        let counter =
+            |(name, unit, help)| value(name).map(|value| Counter { name, unit, help, value });
+        Stats { counters: TABLE.into_iter().filter_map(counter).collect() }
     }
 }

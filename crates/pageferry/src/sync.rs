@@ -3,9 +3,13 @@
 
 #[cfg(not(shuttle))]
 mod native {
-    pub(crate) use pageferry_linux::current_tid;
     pub(crate) use parking_lot::{Condvar, Mutex, RwLock};
     pub(crate) use std::thread::{Scope, scope};
+
+    /// The calling thread, as a holder of pins.
+    pub(crate) fn this_thread() -> pageferry_engine::Owner {
+        Some(u64::from(pageferry_linux::current_tid()))
+    }
 
     /// Starts a thread in a scope; where there is none to be had, nothing happens.
     pub(crate) fn try_spawn<'s>(scope: &'s Scope<'s, '_>, body: impl FnOnce() + Send + 's) {
@@ -35,8 +39,8 @@ mod scheduled {
     pub(crate) const HELP_BYTES: u64 = 1;
 
     /// All run on one thread of the kernel: the scheduler's names tell them apart.
-    pub(crate) fn current_tid() -> u32 {
-        usize::from(shuttle::current::me()) as u32 + 1
+    pub(crate) fn this_thread() -> pageferry_engine::Owner {
+        Some(usize::from(shuttle::current::me()) as u64 + 1)
     }
 
     fn whole<T>(result: Result<T, sync::PoisonError<T>>) -> T {

@@ -141,7 +141,7 @@ impl Shared {
                 let inside = mapped.map.offset_of(fault.addr).unwrap_or(0);
                 let at = mapped.range().start + inside as u64;
                 let touch = Request::Touch { file: mapped.file, at };
-                let op = core.engine.submit(touch, fault.tid, true);
+                let op = core.engine.submit(touch, fault.tid.map(u64::from), true);
                 serving.push(Touching { op, fault, mapped, at, expelling: false });
             }
             let mut idle = true;

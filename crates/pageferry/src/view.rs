@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, this_thread};
 use pageferry_device::Access;
 use pageferry_engine::range::RangeSet;
 use pageferry_engine::{Owner, PinKey};
@@ -126,7 +126,7 @@ impl View<'_> {
     pub(crate) fn on_demand(file: File, writable: bool) -> Result<View<'static>> {
         let kind = Kind::OnDemand(OnDemand {
             writable,
-            owner: Some(crate::sync::current_tid()),
+            owner: this_thread(),
             held: Mutex::default(),
             idle: Condvar::new(),
             faults: AtomicU64::new(0),

@@ -87,8 +87,8 @@ pub enum Request {
     /// The memory in which pinned folios are. [`Reply::Frames`](crate::Reply::Frames), with descriptors: see
     /// [`frames_sent`].
     Frames {
-        /// Which file.
-        file: FileId,
+        /// The pin; folios of which it holds no byte count as having no frame.
+        pin: PinId,
         /// The first of them, in frames from the start of the file.
         first_folio: u64,
         /// The serials of the frames that the client has for this and the folios behind it; 0: it has none. 1 to

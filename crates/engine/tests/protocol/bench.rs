@@ -85,7 +85,7 @@ impl Bench {
     }
 
     pub fn submit(&mut self, who: u32, request: Request) -> OpKey {
-        self.engine.submit(request, Some(who), true)
+        self.engine.submit(request, Some(u64::from(who)), true)
     }
 
     /// Polls until the request is done, `None` if it waits.

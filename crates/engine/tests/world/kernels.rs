@@ -15,7 +15,10 @@ impl World {
     pub(crate) fn give_pin(&mut self, pin: PinKey) {
         if self.dice.roll(6) == 0 {
             let owner = self.dice.roll(self.actors.len() as u64 * 2) as u32;
-            self.engine.set_owner(pin, Some(owner).filter(|o| (*o as usize) < self.actors.len()));
+            self.engine.set_owner(
+                pin,
+                Some(owner).filter(|o| (*o as usize) < self.actors.len()).map(u64::from),
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use crate::twins::{CELL, FILE_MAX, FRAME, TwinMap, cells};
 impl World {
     pub fn ask(&mut self, actor: usize, request: Request, patient: bool, want: Want) {
         let text = format!("{request:?}");
-        let op = self.engine.submit(request, Some(actor as u32), patient);
+        let op = self.engine.submit(request, Some(actor as u64), patient);
         self.say(|| format!("{actor} asks {op:?} {text}"));
         self.actors[actor] = Task::Asked { op, want };
     }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use pageferry_engine::{Mode, Outcome, Owner, PinKey, Request};
 use pageferry_linux::HostFile;
@@ -12,18 +14,39 @@ use crate::error::file_error;
 use crate::file::not_granted;
 use crate::map::MapService;
 use crate::service::{FileChange, FileService, Piece, Released};
+use crate::shared::Caller;
 use crate::{After, Coherence, Error, PinMode, Placement, Result, Segment, Wait};
 
 /// One opening.
 pub(crate) struct Opening {
     pub(super) cache: Arc<Embedded>,
     pub(super) backing: Arc<Backing>,
+    /// As whoever opened it calls it.
+    name: String,
     writable: bool,
+    /// For whom it was opened, if for another process: set when that is gone.
+    gone: Option<Arc<AtomicBool>>,
 }
 
 impl Opening {
-    pub(super) fn new(cache: Arc<Embedded>, backing: Arc<Backing>, writable: bool) -> Opening {
-        Opening { cache, backing, writable }
+    pub(super) fn new(
+        cache: Arc<Embedded>,
+        backing: Arc<Backing>,
+        name: String,
+        writable: bool,
+    ) -> Opening {
+        Opening { cache, backing, name, writable, gone: None }
+    }
+
+    /// An opening for another process: what it waits for ends when that is gone (whoever sets the word wakes
+    /// those that [wait](crate::shared::Shared::changed)).
+    pub(crate) fn for_another(mut self, gone: Arc<AtomicBool>) -> Opening {
+        self.gone = Some(gone);
+        self
+    }
+
+    fn caller(&self, owner: Owner) -> Caller<'_> {
+        Caller { owner, gone: self.gone.as_deref() }
     }
 
     fn request(&self, request: Request, range: &Range<u64>) -> Result<Outcome> {
@@ -34,7 +57,7 @@ impl Opening {
     fn pin_one(&self, range: &Range<u64>, mode: Mode, wait: Wait, owner: Owner) -> Result<PinKey> {
         let shared = &self.cache.shared;
         let request = Request::Pin { file: self.backing.key, range: range.clone(), mode };
-        match shared.request_as(request, owner, wait, None) {
+        match shared.request_as(request, self.caller(owner), wait, None) {
             Ok(Outcome::Pinned(key)) => Ok(key),
             Ok(_) => Err(not_granted()),
             Err(refusal) => Err(shared.explain(refusal, range, wait)),
@@ -57,14 +80,19 @@ impl Opening {
         }
     }
 
-    fn bring_home(&self, range: &Range<u64>) -> Result<()> {
+    fn flush_by(&self, range: Range<u64>, skip_pinned: bool, owner: Owner) -> Result<u64> {
+        let (file, caller) = (self.backing.key, self.caller(owner));
+        self.cache.shared.flush(file, range, skip_pinned, caller, Wait::Block)
+    }
+
+    fn bring_home(&self, range: &Range<u64>, owner: Owner) -> Result<()> {
         let (shared, file) = (&self.cache.shared, self.backing.key);
         shared.not_forked()?;
         if shared.core.lock().engine.is_away(file, range) {
-            shared.flush(file, range.clone(), false)?;
+            self.flush_by(range.clone(), false, owner)?;
             // Whole pages come home, as far as nobody is writing beside.
             let pages = range.start & !4095..range.end.saturating_add(4095) & !4095;
-            shared.flush(file, pages, true)?;
+            self.flush_by(pages, true, owner)?;
         }
         Ok(())
     }
@@ -72,7 +100,7 @@ impl Opening {
 
 impl FileService for Opening {
     fn name(&self) -> &str {
-        &self.backing.name
+        &self.name
     }
 
     fn is_writable(&self) -> bool {
@@ -95,8 +123,19 @@ impl FileService for Opening {
             PinMode::Write => Mode::Write,
             PinMode::Overwrite => Mode::Overwrite,
         };
+        let until = match wait {
+            Wait::Timeout(limit) => Instant::now().checked_add(limit),
+            Wait::Block | Wait::Try => None,
+        };
         let mut pins = Vec::with_capacity(ranges.len());
         for range in ranges {
+            // The time is for all of them together.
+            let wait = match until {
+                Some(until) if !pins.is_empty() => {
+                    Wait::Timeout(until.saturating_duration_since(Instant::now()))
+                }
+                _ => wait,
+            };
             match self.pin_one(range, mode, wait, owner) {
                 Ok(pin) => pins.push(pin),
                 Err(error) => {
@@ -144,42 +183,40 @@ impl FileService for Opening {
         self.through(pin, range, piece)
     }
 
-    fn read_at(&self, buf: &mut [u8], range: &Range<u64>) -> Result<usize> {
-        self.bring_home(range)?;
+    fn read_at(&self, buf: &mut [u8], range: &Range<u64>, owner: Owner) -> Result<usize> {
+        self.bring_home(range, owner)?;
         let io = self.backing.io();
         io.read_at(buf, range.start).map_err(|e| file_error("read", range, &e))
     }
 
-    fn change(&self, change: &FileChange<'_>) -> Result<()> {
+    fn change(&self, change: &FileChange<'_>, owner: Owner) -> Result<()> {
         let shared = &self.cache.shared;
         shared.not_forked()?;
         let known = shared.core.lock().engine.file_bytes(self.backing.key);
         let (request, range) = (change.request(self.backing.key, known), change.range());
-        let owner = Some(crate::sync::current_tid());
         let mut make =
             |io: &HostFile| change.make(io).map_err(|e| file_error(change.what(), &range, &e));
         shared
-            .request_as(request, owner, Wait::Block, Some(&mut make))
+            .request_as(request, self.caller(owner), Wait::Block, Some(&mut make))
             .map_err(|r| shared.explain(r, &range, Wait::Block))?;
         Ok(())
     }
 
-    fn flush(&self, range: Range<u64>) -> Result<u64> {
-        self.cache.shared.flush(self.backing.key, range, false)
+    fn flush(&self, range: Range<u64>, owner: Owner) -> Result<u64> {
+        self.flush_by(range, false, owner)
     }
 
-    fn sync(&self, range: Range<u64>, data_only: bool) -> Result<()> {
-        self.flush(range.clone())?;
+    fn sync(&self, range: Range<u64>, data_only: bool, owner: Owner) -> Result<()> {
+        self.flush(range.clone(), owner)?;
         let io = self.backing.io();
         io.sync(data_only).map_err(|e| file_error("fsync", &range, &e))
     }
 
-    fn prefetch(&self, range: Range<u64>) -> Result<u64> {
+    fn prefetch(&self, range: Range<u64>, owner: Owner) -> Result<u64> {
         let shared = &self.cache.shared;
         let budget = shared.budget_frames * shared.info.frame_bytes;
         let end = range.end.min(self.bytes()?).min(range.start.saturating_add(budget));
         let step = (8 * shared.info.frame_bytes).min(budget);
-        let owner = Some(crate::sync::current_tid());
         let (mut at, mut there) = (range.start, 0);
         while at < end {
             let next = (at / step * step).saturating_add(step).min(end);

@@ -18,7 +18,7 @@ use super::look::explain;
 use super::{Basis, Guards, Watched, surviving};
 use crate::Wait;
 use crate::config::Guard;
-use crate::shared::{Shared, Tally, panicked};
+use crate::shared::{Caller, Shared, Tally, panicked};
 
 /// How long bringing home is tried, and write pins over what is away are waited for, before others are
 /// let in all the same. (The kernel lets them in by itself after `lease-break-time`.)
@@ -204,8 +204,9 @@ impl Shared {
             // What can go at once goes first.
             let left = until.saturating_duration_since(Instant::now());
             let home = || {
-                self.flush(file, range.clone(), true)?;
-                self.flush_within(file, range.clone(), Wait::Timeout(left))
+                let caller = Caller::this_thread();
+                self.flush(file, range.clone(), true, caller, Wait::Block)?;
+                self.flush(file, range.clone(), false, caller, Wait::Timeout(left))
             };
             let Some(error) = surviving(home).unwrap_or_else(|| Err(panicked())).err() else {
                 return;
