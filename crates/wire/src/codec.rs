@@ -1,7 +1,7 @@
 //! Messages as bytes, and back.
 //!
 //! The encoding is postcard's: numbers in groups of seven bits, lists with their length before them, variants
-//! by number.
+//! by number. It makes room for a list only if as many bytes are there as the list says it has elements.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -59,11 +59,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod codec;
 mod failure;
 mod reply;
 mod request;
-mod seq;
 mod span;
 mod stores;
 

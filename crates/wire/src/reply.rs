@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, FileId, PinId, Span, seq};
+use crate::{Failure, FileId, PinId, Span};
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,6 @@ pub enum Reply {
     /// The ranges are on the device.
     Pinned {
         /// One for each range, in order.
-        #[serde(deserialize_with = "seq::list")]
         pins: Vec<PinId>,
         /// A number that grows whenever a folio of the file gets another frame: who has asked for the
         /// [frames](crate::Request::Frames) at this number need not ask again.
@@ -48,7 +47,6 @@ pub enum Reply {
     /// The pins are gone.
     Released {
         /// How it went for each pin, in order.
-        #[serde(deserialize_with = "seq::list")]
         pins: Vec<Result<Released, Failure>>,
     },
     /// Where folios are. With a descriptor of the frame's memory for each folio that
@@ -58,20 +56,19 @@ pub enum Reply {
         layout: u64,
         /// The serial of each folio's frame, as many as were asked about; 0: it has none. No two frames
         /// ever have the same.
-        #[serde(deserialize_with = "seq::list")]
         serials: Vec<u64>,
     },
     /// Bytes of the file, at most [`DATA_BYTES_MAX`](crate::DATA_BYTES_MAX); fewer than asked only at its end.
-    Data(#[serde(with = "seq::bytes")] Vec<u8>),
+    Data(#[serde(with = "crate::bytes")] Vec<u8>),
     /// A number of bytes.
     Bytes(u64),
     /// What the trust in copies rests on.
     Coherence(Coherence),
     /// Where pages are: ascending, without gaps, from the start of the span that was asked about. At most
     /// [`PLACEMENT_RUNS_MAX`](crate::PLACEMENT_RUNS_MAX). None: nothing of the file lies there.
-    Placement(#[serde(deserialize_with = "seq::list")] Vec<Run>),
+    Placement(Vec<Run>),
     /// The counters, at most [`COUNTERS_MAX`](crate::COUNTERS_MAX).
-    Stats(#[serde(deserialize_with = "seq::list")] Vec<Counter>),
+    Stats(Vec<Counter>),
     /// How full the cache is.
     Usage {
         /// Device memory in use, in bytes.
@@ -84,7 +81,6 @@ pub enum Reply {
     /// Sessions, ascending by number, at most [`SESSIONS_MAX`](crate::SESSIONS_MAX).
     Sessions {
         /// Who holds what.
-        #[serde(deserialize_with = "seq::list")]
         sessions: Vec<SessionUse>,
         /// There are more behind the last.
         more: bool,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Span, Stores, seq};
+use crate::{Span, Stores};
 
 /// A request and the number by which its answer is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +56,6 @@ pub enum Request {
         /// Which file.
         file: FileId,
         /// What to hold, each by a pin of its own: 1 to [`RANGES_MAX`](crate::RANGES_MAX).
-        #[serde(deserialize_with = "seq::list")]
         ranges: Vec<Span>,
         /// What the device will do.
         mode: Mode,
@@ -78,7 +77,6 @@ pub enum Request {
     /// whatever it says.
     Release {
         /// At most [`RELEASES_MAX`](crate::RELEASES_MAX); none, to tell of stores and go on.
-        #[serde(deserialize_with = "seq::list")]
         pins: Vec<Release>,
         /// What the device stored under write pins that the session holds, these ones included; with a
         /// descriptor of the bytes. Taken before any of the pins ends.
@@ -93,7 +91,6 @@ pub enum Request {
         first_folio: u64,
         /// The serials of the frames that the client has for this and the folios behind it; 0: it has none. 1 to
         /// [`FOLIOS_MAX`](crate::FOLIOS_MAX).
-        #[serde(deserialize_with = "seq::list")]
         known: Vec<u64>,
     },
     /// The device could not access a byte under a pin, a first store or bytes that were cut off: makes its page
@@ -253,7 +250,7 @@ pub enum Change {
         /// At which byte.
         offset: u64,
         /// At most [`DATA_BYTES_MAX`](crate::DATA_BYTES_MAX).
-        #[serde(with = "seq::bytes")]
+        #[serde(with = "crate::bytes")]
         bytes: Vec<u8>,
     },
     /// `ftruncate`, to so many bytes.
