@@ -243,7 +243,7 @@ fn outcome() -> impl Strategy<Value = Result<Released, Failure>> {
     prop_oneof![released.prop_map(Ok), failure().prop_map(Err)]
 }
 
-fn reply() -> impl Strategy<Value = Reply> {
+pub fn reply() -> impl Strategy<Value = Reply> {
     let coherence = prop_oneof![
         Just(Coherence::Fixed),
         Just(Coherence::Proven),
