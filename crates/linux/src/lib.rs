@@ -4,7 +4,9 @@
 //! Nothing here knows what a device is, or decides anything. There is a file ([`HostFile`]), a
 //! mapping of it parts of which can be taken away and brought home ([`FileMap`]), the descriptor
 //! that tells who waits for what is away ([`Uffd`]), a record of the program's own stores
-//! ([`StoreTracker`]), limits and a check of what this system can do ([`probe()`]).
+//! ([`StoreTracker`]), limits and a check of what this system can do ([`probe()`]). For a cache that serves
+//! other processes there are sockets ([`Listener`], [`Socket`]) and bytes that nobody can change any more
+//! ([`SealedMemory`]).
 //!
 //! All `unsafe` of the host side is here, each block with its proof; what the crate offers is safe
 //! to call. What the kernel does was tried out, not looked up, and is written down at the head of
@@ -40,6 +42,9 @@ pub mod limits;
 mod map;
 mod page;
 mod probe;
+mod sealed;
+mod served;
+mod socket;
 mod store_tracker;
 mod tid;
 mod uffd;
@@ -52,6 +57,9 @@ pub use lease::LeaseBreaks;
 pub use map::{AccessError, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;
 pub use probe::{Capability, probe};
+pub use sealed::{MemoryWriter, NotSealed, SealedMemory};
+pub use served::{Served, file_system_served};
+pub use socket::{ListenError, Listener, Peer, Received, Socket, notify_systemd};
 pub use store_tracker::StoreTracker;
 pub use tid::current_tid;
 pub use uffd::{Event, Fault, Uffd, UffdError, UffdMode, Wakeup};

@@ -51,6 +51,20 @@ pub fn max_file_bytes() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX)
 }
 
+/// Lets this process open as many files as it may at all: the soft limit of `RLIMIT_NOFILE`, which stands at
+/// 1,024 for the sake of `select`, becomes the hard one, which is given back.
+///
+/// # Errors
+/// None that is known of.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
+    }
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
 /// Every change right after a look gives a file another time: the kernel has multigrain timestamps
 /// (6.13), which it was given for ext4, xfs, btrfs and tmpfs at once. Found by trying, once.
 #[must_use]

@@ -301,3 +301,22 @@ fn out_of_mappings_is_an_error_that_changes_nothing() {
         assert_eq!(map.load::<u8>(n * page).expect("load") as usize, n + 1);
     }
 }
+
+#[test]
+fn as_many_files_may_be_opened_as_the_hard_limit_says() {
+    const NAME: &str = "limits::as_many_files_may_be_opened_as_the_hard_limit_says";
+    if let Some(output) = child::again(NAME) {
+        return child::passed(&output);
+    }
+    let files = rustix::process::Resource::Nofile;
+    let limit = rustix::process::Rlimit { current: Some(20), maximum: Some(200) };
+    rustix::process::setrlimit(files, limit).expect("setrlimit");
+    let open = || std::fs::File::open("/dev/null");
+    let few: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+    assert!(few.len() < 20);
+    assert_eq!(limits::raise_descriptor_limit().expect("raise"), 200);
+    let many: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
+    assert!(few.len() + many.len() > 150, "{} and {}", few.len(), many.len());
+    drop((few, many));
+    assert_eq!(limits::raise_descriptor_limit().expect("again"), 200);
+}
