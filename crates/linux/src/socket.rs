@@ -14,8 +14,10 @@
 //! - Where more descriptors come than there is room for, or than this process may still open, those that fit are
 //!   there, and the packet is marked. A packet has at most 253. Without `CAP_SYS_RESOURCE`, a user's
 //!   descriptors that are sent and not received count towards `RLIMIT_NOFILE` (`ETOOMANYREFS`).
-//! - Whoever receives a descriptor has to close it, and **closing may wait**: for as long as the server likes,
-//!   where the file is of a file system that a process serves (FUSE is told of each close).
+//! - Whoever receives a descriptor has to close it, and **closing may wait** for as long as somebody likes: where the
+//!   file is of FUSE, its server is asked first ([`file_system_served`](crate::file_system_served) tells). That
+//!   is so for those as well that are closed here because they were not wanted. So who receives from strangers
+//!   does so in a thread that only they need. Descriptors in packets that are never received wait for nobody.
 //! - The peer's process is 0 where it is in a process namespace that this one cannot see.
 
 mod listener;
