@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 use crate::{Access, DeviceAddr, DeviceError, FrameId, FrameSpan, Processors, TransferError};
 
@@ -31,6 +32,15 @@ pub enum Dirty {
     Pages(Vec<Range<u64>>),
 }
 
+/// A frame as another process can map it.
+#[derive(Debug)]
+pub struct ExportedFrame {
+    /// Tells the uses of a device's frames apart: never the same for two of them.
+    pub serial: u64,
+    /// What the other process maps, in the device's own format. It can read through it, never write.
+    pub memory: OwnedFd,
+}
+
 /// A device's memory and address space.
 ///
 /// All calls may block for as long as the copy or the driver takes; none waits for another caller's
@@ -42,7 +52,8 @@ pub trait Device: Send + Sync + 'static {
     /// Takes one frame out of the free ones. Its content is unspecified.
     ///
     /// # Errors
-    /// [`DeviceError::Full`], [`DeviceError::AllocFailed`], [`DeviceError::Lost`].
+    /// [`DeviceError::Full`], [`DeviceError::AllocFailed`], [`DeviceError::FrameMemory`],
+    /// [`DeviceError::Lost`].
     fn alloc_frame(&self) -> Result<FrameId, DeviceError>;
 
     /// Gives a frame back. It must not be attached.
@@ -119,6 +130,32 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`DeviceError::Lost`], [`DeviceError::Invalid`].
     fn take_dirty(&self, addr: DeviceAddr, bytes: u64) -> Result<Dirty, DeviceError>;
+
+    /// Hands out an attached frame's memory, to be mapped by another process. What the other process
+    /// then sees are the pages that are present, now and later, until the frame is
+    /// [reassigned](Device::reassign_frame) or freed; never bytes that the memory held before this use
+    /// of the frame. It may keep the memory for as long as it likes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`], [`DeviceError::Export`], [`DeviceError::Lost`],
+    /// [`DeviceError::Invalid`].
+    fn export_frame(&self, frame: FrameId) -> Result<ExportedFrame, DeviceError> {
+        let _ = frame;
+        Err(DeviceError::Unsupported { what: "exporting frames" })
+    }
+
+    /// Between `detach` and the next `attach` or copy: the frame will hold another folio, of the same
+    /// file or not. Whoever was handed the memory for another file sees nothing of the new one.
+    /// [`alloc_frame`](Device::alloc_frame) implies it.
+    ///
+    /// # Errors
+    /// [`DeviceError::FrameMemory`]: the frame is without memory then, and can be neither attached nor
+    /// copied to, until a later call of this, or an allocation of it, succeeds.
+    /// [`DeviceError::Lost`], [`DeviceError::Invalid`].
+    fn reassign_frame(&self, frame: FrameId, same_file: bool) -> Result<(), DeviceError> {
+        let _ = (frame, same_file);
+        Ok(())
+    }
 
     /// The processors that run host closures, for a device that has them.
     fn processors(&self) -> Option<&dyn Processors> {

@@ -24,6 +24,27 @@ pub enum DeviceError {
         /// Bytes of one frame.
         frame_bytes: u64,
     },
+    /// The host refused the memory of a frame; the frame has none until it is given anew.
+    #[error("the host refused {frame_bytes} bytes of memory for a frame: {}",
+        io::Error::from_raw_os_error(*errno))]
+    FrameMemory {
+        /// Bytes of one frame.
+        frame_bytes: u64,
+        /// The host's error number.
+        errno: i32,
+    },
+    /// A frame cannot be handed to another process.
+    #[error("a frame could not be exported: {}", io::Error::from_raw_os_error(*errno))]
+    Export {
+        /// The host's error number.
+        errno: i32,
+    },
+    /// The device cannot do this, or was not made for it.
+    #[error("the device does not support {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// A copy into device memory failed; the destination holds unspecified bytes.
     #[error("copy of {len} bytes into device memory failed")]
     CopyIn {

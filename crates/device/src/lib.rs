@@ -17,6 +17,6 @@ mod error;
 mod processor;
 
 pub use address::{Access, DeviceAddr, FrameId, FrameSpan, PAGE_BYTES};
-pub use device::{Device, DeviceInfo, Dirty};
+pub use device::{Device, DeviceInfo, Dirty, ExportedFrame};
 pub use error::{DeviceError, TransferError};
 pub use processor::{FaultReason, Memory, MemoryFault, Processors};
