@@ -17,6 +17,10 @@ pub struct SoftConfig {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Threads that run kernels. Default: the machine's parallelism.
     pub workers: usize,
+    /// Frames can be [exported](pageferry_device::Device::export_frame) to other processes. Each
+    /// frame in use then takes one file descriptor and one mapping of this process, and all of its
+    /// memory from its allocation on. Default no.
+    pub exportable: bool,
 }
 
 impl Default for SoftConfig {
@@ -27,6 +31,7 @@ impl Default for SoftConfig {
             copy_latency: Duration::ZERO,
             bandwidth_bytes_per_s: None,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
+            exportable: false,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pageferry_device::{
-    Access, Device, DeviceAddr, DeviceError, DeviceInfo, Dirty, FrameId, FrameSpan, Memory,
-    PAGE_BYTES, Processors, TransferError,
+    Access, Device, DeviceAddr, DeviceError, DeviceInfo, Dirty, ExportedFrame, FrameId, FrameSpan,
+    Memory, PAGE_BYTES, Processors, TransferError,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -46,6 +46,26 @@ struct Pool {
     used: u64,
 }
 
+impl Pool {
+    fn take(&mut self, frames: u64, frame_bytes: u64) -> Result<FrameId, DeviceError> {
+        let frame = match self.free.pop() {
+            Some(frame) => frame,
+            None if u64::from(self.fresh) < frames => {
+                self.fresh += 1;
+                FrameId(self.fresh - 1)
+            }
+            None => return Err(DeviceError::Full { capacity_frames: frames, frame_bytes }),
+        };
+        self.used += 1;
+        Ok(frame)
+    }
+
+    fn give_back(&mut self, frame: FrameId) {
+        self.free.push(frame);
+        self.used -= 1;
+    }
+}
+
 impl SoftDevice {
     /// A device as configured.
     ///
@@ -54,7 +74,7 @@ impl SoftDevice {
     pub fn new(config: SoftConfig) -> Result<SoftDevice, ConfigError> {
         let frames = config.frames()?;
         let bytes = frames * config.frame_bytes;
-        let arena = Arena::new(bytes / PAGE_BYTES)
+        let arena = Arena::new(frames, config.frame_bytes, config.exportable)
             .map_err(|source| ConfigError::Memory { capacity_bytes: bytes, source })?;
         Ok(SoftDevice {
             arena,
@@ -113,7 +133,7 @@ impl SoftDevice {
         &self,
         span: FrameSpan,
         point: FailPoint,
-        mut piece: impl FnMut(u64, u64) -> io::Result<()>,
+        mut piece: impl FnMut(u64, u64) -> Result<(), TransferError>,
     ) -> Result<(), TransferError> {
         self.alive()?;
         let base = self.check(span)?;
@@ -127,7 +147,7 @@ impl SoftDevice {
         while done < until {
             let len = (until - done).min(COPY_BYTES);
             self.pacing.pay(len);
-            piece(base + done, len).map_err(TransferError::Host)?;
+            piece(base + done, len)?;
             done += len;
             if self.fail.is_lost() {
                 return Err(DeviceError::Lost.into());
@@ -162,19 +182,9 @@ impl Device for SoftDevice {
         if self.fail.fails(FailPoint::Alloc) {
             return Err(DeviceError::AllocFailed { frame_bytes: self.frame_bytes });
         }
-        let mut pool = self.pool.lock();
-        let frame = match pool.free.pop() {
-            Some(frame) => frame,
-            None if u64::from(pool.fresh) < self.frames => {
-                pool.fresh += 1;
-                FrameId(pool.fresh - 1)
-            }
-            None => {
-                let (capacity_frames, frame_bytes) = (self.frames, self.frame_bytes);
-                return Err(DeviceError::Full { capacity_frames, frame_bytes });
-            }
-        };
-        pool.used += 1;
+        let frame = self.pool.lock().take(self.frames, self.frame_bytes)?;
+        // Nobody else knows the frame now, so this needs no lock of the pool's.
+        self.renew(frame, false).inspect_err(|_| self.pool.lock().give_back(frame))?;
         Ok(frame)
     }
 
@@ -187,8 +197,7 @@ impl Device for SoftDevice {
         let attached = self.space.read().is_attached(frame);
         debug_assert!(known && !attached, "{frame:?} is not to be freed");
         if known && !attached {
-            pool.free.push(frame);
-            pool.used -= 1;
+            pool.give_back(frame);
         }
     }
 
@@ -201,7 +210,9 @@ impl Device for SoftDevice {
         span: FrameSpan,
         source: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
     ) -> Result<(), TransferError> {
-        self.copy(span, FailPoint::CopyIn, |at, len| self.arena.copy_in(at, len, &mut *source))?;
+        self.copy(span, FailPoint::CopyIn, |at, len| {
+            self.arena.copy_in(at, len, |bytes| source(bytes).map_err(TransferError::Host))
+        })?;
         Counters::add(&self.counters.copies_in, 1);
         Counters::add(&self.counters.bytes_in, span.len);
         Ok(())
@@ -212,7 +223,9 @@ impl Device for SoftDevice {
         span: FrameSpan,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<(), TransferError> {
-        self.copy(span, FailPoint::CopyOut, |at, len| self.arena.copy_out(at, len, &mut *sink))?;
+        self.copy(span, FailPoint::CopyOut, |at, len| {
+            self.arena.copy_out(at, len, |bytes| sink(bytes).map_err(TransferError::Host))
+        })?;
         Counters::add(&self.counters.copies_out, 1);
         Counters::add(&self.counters.bytes_out, span.len);
         Ok(())
@@ -221,10 +234,13 @@ impl Device for SoftDevice {
     fn zero(&self, span: FrameSpan) -> Result<(), DeviceError> {
         self.alive()?;
         let base = self.check(span)?;
-        if span.len > 0 {
-            self.arena.copy_in(base, span.len, |bytes| bytes.fill(0));
+        if span.len == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.arena.copy_in(base, span.len, |bytes| {
+            bytes.fill(0);
+            Ok(())
+        })
     }
 
     fn reserve_region(&self) -> Result<DeviceAddr, DeviceError> {
@@ -241,6 +257,10 @@ impl Device for SoftDevice {
     fn attach(&self, addr: DeviceAddr, frame: FrameId) -> Result<(), DeviceError> {
         self.alive()?;
         self.check(FrameSpan { frame, offset: 0, len: self.frame_bytes })?;
+        if !self.arena.has_memory(frame) {
+            let what = "the frame to attach has no memory";
+            return Err(DeviceError::Invalid { what, frame: Some(frame) });
+        }
         // The pages of a frame that is not attached are not present and clean: they were so in the
         // beginning, and `detach` makes them so.
         let mut space = self.space.write();
@@ -259,7 +279,7 @@ impl Device for SoftDevice {
         // and need nothing else. Before the table is free again, so that nobody attaches the frame
         // anew meanwhile.
         for page in self.pages(frame, 0..self.frame_bytes) {
-            self.arena.state(page).reset();
+            self.arena.reset(page);
         }
     }
 
@@ -284,7 +304,7 @@ impl Device for SoftDevice {
             self.written(frame).store(true, Ordering::SeqCst);
         }
         for page in self.pages(frame, offset..offset + bytes) {
-            self.arena.state(page).protect(access);
+            self.arena.protect(page, access);
         }
         Ok(())
     }
@@ -327,6 +347,18 @@ impl Device for SoftDevice {
             }
         }
         Ok(Dirty::Pages(runs))
+    }
+
+    fn export_frame(&self, frame: FrameId) -> Result<ExportedFrame, DeviceError> {
+        self.alive()?;
+        self.check(FrameSpan { frame, offset: 0, len: self.frame_bytes })?;
+        self.export(frame)
+    }
+
+    fn reassign_frame(&self, frame: FrameId, same_file: bool) -> Result<(), DeviceError> {
+        self.alive()?;
+        self.check(FrameSpan { frame, offset: 0, len: self.frame_bytes })?;
+        self.renew(frame, same_file)
     }
 
     fn processors(&self) -> Option<&dyn Processors> {

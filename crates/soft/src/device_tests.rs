@@ -4,11 +4,37 @@ use std::sync::atomic::AtomicU64;
 
 const FRAME: u64 = 64 << 10;
 
-fn device(frames: u64) -> SoftDevice {
+/// Makes a test for each kind of memory.
+macro_rules! on_both_kinds_of_memory {
+    ($($test:ident,)*) => {
+        mod private {
+            $(#[test] fn $test() { super::$test(false) })*
+        }
+        mod exportable {
+            $(#[test] fn $test() { super::$test(true) })*
+        }
+    };
+}
+
+on_both_kinds_of_memory! {
+    bad_settings_are_refused_with_numbers,
+    capacity_is_a_limit_and_freed_frames_serve_again,
+    kernels_fault_on_absent_and_read_only_pages_and_stores_mark_dirty,
+    a_detached_or_reused_frame_shows_nothing,
+    armed_copies_fail_halfway_and_then_work,
+    a_device_lost_in_the_middle_of_a_copy_fails_it_and_everything_after,
+    no_dirty_mark_is_lost_under_stress,
+    a_refused_attach_changes_nothing,
+    a_region_in_use_is_not_given_to_anybody_else,
+    ranges_that_overflow_are_refused,
+}
+
+fn device(frames: u64, exportable: bool) -> SoftDevice {
     let config = SoftConfig {
         frame_bytes: FRAME,
         capacity_bytes: frames * FRAME,
         workers: 2,
+        exportable,
         ..SoftConfig::default()
     };
     SoftDevice::new(config).unwrap()
@@ -19,8 +45,8 @@ fn span(frame: FrameId) -> FrameSpan {
 }
 
 /// A device with one attached frame, filled with `byte`, readable.
-fn attached(byte: u8) -> (SoftDevice, FrameId, DeviceAddr) {
-    let d = device(2);
+fn attached(byte: u8, exportable: bool) -> (SoftDevice, FrameId, DeviceAddr) {
+    let d = device(2, exportable);
     let region = d.reserve_region().unwrap();
     let frame = d.alloc_frame().unwrap();
     d.attach(region, frame).unwrap();
@@ -33,22 +59,21 @@ fn attached(byte: u8) -> (SoftDevice, FrameId, DeviceAddr) {
     (d, frame, region)
 }
 
-#[test]
-fn bad_settings_are_refused_with_numbers() {
+fn bad_settings_are_refused_with_numbers(exportable: bool) {
     for (frame_bytes, capacity_bytes) in
         [(4096, 1 << 20), (3 << 20, 1 << 30), (128 << 20, 1 << 30), (2 << 20, 1 << 20)]
     {
-        let config = SoftConfig { frame_bytes, capacity_bytes, ..SoftConfig::default() };
+        let config =
+            SoftConfig { frame_bytes, capacity_bytes, exportable, ..SoftConfig::default() };
         let Err(error) = SoftDevice::new(config) else { panic!("{frame_bytes} was accepted") };
         assert!(error.to_string().contains(&frame_bytes.to_string()), "{error}");
     }
-    let huge = SoftConfig { capacity_bytes: 1 << 40, ..SoftConfig::default() };
+    let huge = SoftConfig { capacity_bytes: 1 << 40, exportable, ..SoftConfig::default() };
     assert_eq!(SoftDevice::new(huge).unwrap().info().capacity_frames, 1 << 19);
 }
 
-#[test]
-fn capacity_is_a_limit_and_freed_frames_serve_again() {
-    let d = device(2);
+fn capacity_is_a_limit_and_freed_frames_serve_again(exportable: bool) {
+    let d = device(2, exportable);
     let (a, b) = (d.alloc_frame().unwrap(), d.alloc_frame().unwrap());
     assert_ne!(a, b);
     assert_eq!(d.alloc_frame(), Err(DeviceError::Full { capacity_frames: 2, frame_bytes: FRAME }));
@@ -56,9 +81,8 @@ fn capacity_is_a_limit_and_freed_frames_serve_again() {
     assert_eq!((d.frames_in_use(), d.alloc_frame()), (1, Ok(a)));
 }
 
-#[test]
-fn kernels_fault_on_absent_and_read_only_pages_and_stores_mark_dirty() {
-    let (d, _, at) = attached(7);
+fn kernels_fault_on_absent_and_read_only_pages_and_stores_mark_dirty(exportable: bool) {
+    let (d, _, at) = attached(7, exportable);
     let mut buf = [0; 10];
     let outside = d.load(at.offset(FRAME), &mut buf).unwrap_err();
     assert_eq!((outside.addr, outside.reason), (at.offset(FRAME), FaultReason::NotPresent));
@@ -77,9 +101,8 @@ fn kernels_fault_on_absent_and_read_only_pages_and_stores_mark_dirty() {
     assert_eq!(d.load(at, &mut buf).unwrap_err().reason, FaultReason::NotPresent);
 }
 
-#[test]
-fn a_detached_or_reused_frame_shows_nothing() {
-    let (d, frame, at) = attached(7);
+fn a_detached_or_reused_frame_shows_nothing(exportable: bool) {
+    let (d, frame, at) = attached(7, exportable);
     d.protect(at, FRAME, Some(Access::Write)).unwrap();
     d.store(at, b"dirty").unwrap();
     d.detach(at);
@@ -93,9 +116,8 @@ fn a_detached_or_reused_frame_shows_nothing() {
     assert!(matches!(d.attach(at, FrameId(1)), Err(DeviceError::Invalid { .. })));
 }
 
-#[test]
-fn armed_copies_fail_halfway_and_then_work() {
-    let (d, frame, at) = attached(1);
+fn armed_copies_fail_halfway_and_then_work(exportable: bool) {
+    let (d, frame, at) = attached(1, exportable);
     d.arm(FailPoint::CopyIn, 1);
     let failed = d.fill(span(frame), &mut |b| {
         b.fill(2);
@@ -121,12 +143,12 @@ fn armed_copies_fail_halfway_and_then_work() {
     assert!(d.alloc_frame().is_ok());
 }
 
-#[test]
-fn a_device_lost_in_the_middle_of_a_copy_fails_it_and_everything_after() {
+fn a_device_lost_in_the_middle_of_a_copy_fails_it_and_everything_after(exportable: bool) {
     let big = SoftConfig {
         frame_bytes: 4 << 20,
         capacity_bytes: 8 << 20,
         workers: 1,
+        exportable,
         ..SoftConfig::default()
     };
     let d = SoftDevice::new(big).unwrap();
@@ -148,9 +170,8 @@ fn a_device_lost_in_the_middle_of_a_copy_fails_it_and_everything_after() {
 
 /// Kernels store while somebody takes the dirty marks again and again: every page stored to is
 /// reported at least once after its last store.
-#[test]
-fn no_dirty_mark_is_lost_under_stress() {
-    let (d, _, at) = attached(0);
+fn no_dirty_mark_is_lost_under_stress(exportable: bool) {
+    let (d, _, at) = attached(0, exportable);
     let pages = FRAME / PAGE_BYTES;
     let stores: Vec<AtomicU64> = (0..pages).map(|_| AtomicU64::new(0)).collect();
     let mut seen = vec![0u64; pages as usize];
@@ -201,9 +222,8 @@ fn no_dirty_mark_is_lost_under_stress() {
 }
 
 /// The refused attach used to wipe permissions and dirty marks first.
-#[test]
-fn a_refused_attach_changes_nothing() {
-    let (d, frame, at) = attached(7);
+fn a_refused_attach_changes_nothing(exportable: bool) {
+    let (d, frame, at) = attached(7, exportable);
     d.protect(at, PAGE_BYTES, Some(Access::Write)).unwrap();
     d.store(at, b"dirty").unwrap();
     let invalid = |addr| {
@@ -228,9 +248,8 @@ fn a_refused_attach_changes_nothing() {
     assert_eq!(d.take_dirty(at, FRAME), Ok(Dirty::Pages(std::iter::once(0..PAGE_BYTES).collect())));
 }
 
-#[test]
-fn a_region_in_use_is_not_given_to_anybody_else() {
-    let (d, _, at) = attached(7);
+fn a_region_in_use_is_not_given_to_anybody_else(exportable: bool) {
+    let (d, _, at) = attached(7, exportable);
     d.release_region(at);
     assert_ne!(d.reserve_region().unwrap(), at);
     let mut buf = [0; 1];
@@ -245,9 +264,8 @@ fn a_region_in_use_is_not_given_to_anybody_else() {
     assert!(matches!(d.attach(at, FrameId(0)), Err(DeviceError::Invalid { .. })));
 }
 
-#[test]
-fn ranges_that_overflow_are_refused() {
-    let (d, _, at) = attached(7);
+fn ranges_that_overflow_are_refused(exportable: bool) {
+    let (d, _, at) = attached(7, exportable);
     for bytes in [u64::MAX - 4095, u64::MAX, FRAME + PAGE_BYTES, 1] {
         let refused = d.protect(at.offset(PAGE_BYTES), bytes, None);
         assert!(matches!(refused, Err(DeviceError::Invalid { .. })), "{bytes}");

@@ -1,10 +1,10 @@
 //! The state of one page of device memory: permissions, dirtiness and its lock, in one word.
 //!
 //! ```text
-//!   31    24 23    16 15     4   3     2       1          0
-//!  ┌────────┬────────┬────────┬───┬───────┬──────────┬─────────┐
-//!  │ turn   │ next   │ lock   │ - │ DIRTY │ WRITABLE │ PRESENT │
-//!  └────────┴────────┴────────┴───┴───────┴──────────┴─────────┘
+//!   31    24 23    16 15     4      3         2       1          0
+//!  ┌────────┬────────┬────────┬──────────┬───────┬──────────┬─────────┐
+//!  │ turn   │ next   │ lock   │ LEFTOVER │ DIRTY │ WRITABLE │ PRESENT │
+//!  └────────┴────────┴────────┴──────────┴───────┴──────────┴─────────┘
 //!   lock: 0 free, 1..=4094 readers, 4095 a writer
 //! ```
 //!
@@ -19,6 +19,7 @@ use pageferry_device::{Access, FaultReason};
 const PRESENT: u32 = 1;
 const WRITABLE: u32 = 2;
 const DIRTY: u32 = 4;
+const LEFTOVER: u32 = 8;
 const READER: u32 = 1 << 4;
 const LOCK: u32 = 0xfff0;
 const WRITER: u32 = LOCK;
@@ -39,6 +40,7 @@ const YIELDS: u32 = 200;
 ///   [`access`](Self::access) has not [given it back](Self::unlock); while it counts readers,
 ///   exactly so many have not.
 /// - `WRITABLE` implies `PRESENT`. `DIRTY` is set only under the writer's lock of a store.
+/// - `LEFTOVER` is changed only under the exclusive lock.
 /// - `turn` goes from each number to the next exactly once, by the one who drew it.
 #[derive(Debug)]
 #[repr(transparent)]
@@ -93,7 +95,7 @@ impl PageState {
     }
 
     fn update<T>(&self, mut step: impl FnMut(u32) -> Next<T>) -> T {
-        let mut patience = Patience(0);
+        let mut patience = Patience::new();
         let mut number = None;
         loop {
             let now = self.0.load(Ordering::Relaxed);
@@ -171,11 +173,12 @@ impl PageState {
         }
     }
 
-    /// Sets the permission. Dirtiness stays.
+    /// Sets the permission, and tells whether that made the page present or not present. Dirtiness
+    /// stays.
     ///
     /// More of it is given at once, as every access takes the lock anyway. Where some is taken away,
     /// this waits for the accesses under way that would not be permitted any more.
-    pub(crate) fn protect(&self, access: Option<Access>) {
+    pub(crate) fn protect(&self, access: Option<Access>) -> bool {
         let bits = match access {
             None => 0,
             Some(Access::Read) => PRESENT,
@@ -188,8 +191,11 @@ impl PageState {
                 WRITER => true,
                 readers => lost & PRESENT != 0 && readers != 0,
             };
-            if wait { Next::Wait } else { Next::Set(now & !(PRESENT | WRITABLE) | bits, ()) }
-        });
+            if wait {
+                return Next::Wait;
+            }
+            Next::Set(now & !(PRESENT | WRITABLE) | bits, (now ^ bits) & PRESENT != 0)
+        })
     }
 
     /// Makes the page read-only where it is present, clears its dirty mark and returns it. A store
@@ -203,12 +209,32 @@ impl PageState {
         })
     }
 
-    /// Not present, clean: a page of a frame that changes hands. Waits for accesses under way.
-    pub(crate) fn reset(&self) {
+    /// Not present, clean: a page of a frame that changes hands. Waits for accesses under way, and
+    /// tells whether it was present.
+    pub(crate) fn reset(&self) -> bool {
         self.update(|now| {
             let clean = now & !(PRESENT | WRITABLE | DIRTY);
-            if now & LOCK != 0 { Next::Wait } else { Next::Set(clean, ()) }
-        });
+            if now & LOCK != 0 { Next::Wait } else { Next::Set(clean, now & PRESENT != 0) }
+        })
+    }
+
+    pub(crate) fn is_present(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & PRESENT != 0
+    }
+
+    /// Whether bytes of a former use of the frame may still be there.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & LEFTOVER != 0
+    }
+
+    /// Notes whether bytes of a former use of the frame may still be there. Under the exclusive lock
+    /// of the page, which also orders it: the next holder sees it.
+    pub(crate) fn set_leftovers(&self, there: bool) {
+        if there {
+            self.0.fetch_or(LEFTOVER, Ordering::Relaxed);
+        } else {
+            self.0.fetch_and(!LEFTOVER, Ordering::Relaxed);
+        }
     }
 
     /// Numbers that are out.
@@ -220,20 +246,24 @@ impl PageState {
 }
 
 /// Waiting without burning a processor for long.
-struct Patience(u32);
+pub(crate) struct Patience(u32);
 
 impl Patience {
+    pub(crate) fn new() -> Patience {
+        Patience(0)
+    }
+
     fn has_spun(&self) -> bool {
         self.0 >= SPINS
     }
 
     #[cfg(loom)]
-    fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         yield_now();
     }
 
     #[cfg(not(loom))]
-    fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         self.0 = self.0.saturating_add(1);
         if self.0 <= SPINS {
             std::hint::spin_loop();
