@@ -1,7 +1,11 @@
 //! Settings of a software device.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::Duration;
+
+/// Frames are powers of two of so many bytes.
+pub(crate) const FRAME_SIZES: RangeInclusive<u64> = 64 << 10..=64 << 20;
 
 /// What the device is made of.
 #[derive(Clone, Debug)]
@@ -71,7 +75,7 @@ impl SoftConfig {
     /// Frames that fit, after checking everything.
     pub(crate) fn frames(&self) -> Result<u64, ConfigError> {
         let SoftConfig { frame_bytes, capacity_bytes, .. } = *self;
-        if !frame_bytes.is_power_of_two() || !(64 << 10..=64 << 20).contains(&frame_bytes) {
+        if !frame_bytes.is_power_of_two() || !FRAME_SIZES.contains(&frame_bytes) {
             return Err(ConfigError::FrameBytes { frame_bytes });
         }
         if self.workers == 0 {

@@ -137,7 +137,3 @@ impl SoftDevice {
         self.arena.exports().map_or(Ok(()), |exports| exports.renew(&self.arena, id, same_file))
     }
 }
-
-#[cfg(all(test, not(loom)))]
-#[path = "exports_tests.rs"]
-mod tests;

@@ -7,7 +7,7 @@
 //! Memory that was exported is never given to another file. Nobody can tell whether a former client
 //! still sees it: descriptions of it and mappings can be found (a lease on it is refused meanwhile),
 //! but not the pages that sit in a pipe by `splice`; inotify merges equal events, so that counting opens
-//! and closes does not help either. `tests/host.rs` shows these.
+//! and closes does not help either. `tests/memfd.rs` shows these.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

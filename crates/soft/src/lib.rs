@@ -18,6 +18,8 @@
 
 mod address_space;
 mod arena;
+mod atomic_copy;
+mod bounce;
 mod config;
 mod device;
 mod exports;
@@ -30,9 +32,13 @@ mod page_state;
 mod stamp;
 mod stats;
 mod sync;
+mod window;
+mod window_map;
+mod window_stores;
 mod workers;
 
 pub use config::{ConfigError, SoftConfig};
 pub use device::SoftDevice;
 pub use fail::{FailPoint, UnknownFailPoint};
 pub use stats::SoftStats;
+pub use window::{Stop, StopReason, Window, WindowError};

@@ -1,20 +1,13 @@
 //! Device memory as kernels see it: every access through the MMU.
 //!
-//! Between device and caller there is a private buffer. The caller's memory may be of any kind, also
-//! a page of a mapping that is away and whose coming home needs this very device: it is touched only
-//! with no lock held.
+//! Between device and caller there is a private buffer ([`bounce`](crate::bounce)).
 
-use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault, PAGE_BYTES};
+use pageferry_device::{Access, DeviceAddr, FaultReason, Memory, MemoryFault};
 
 use crate::SoftDevice;
 use crate::arena::Piece;
+use crate::bounce::{Bounce, PIECE_BYTES};
 use crate::stats::Counters;
-
-/// Bytes locked at once by one access: enough to make the lock's cost vanish, few enough that a
-/// second kernel on the same data is not held up, and that the buffer stays in the processor's cache.
-const PIECE_BYTES: u64 = 16 * PAGE_BYTES;
-/// Accesses up to this size, which are most, need no buffer from the heap.
-const SMALL_BYTES: usize = 256;
 
 impl SoftDevice {
     /// Locks the beginning of an access: as far as it is inside one frame, and does not fault.
@@ -41,30 +34,6 @@ impl SoftDevice {
         };
         Counters::add(counter, 1);
         MemoryFault { addr, access, reason }
-    }
-}
-
-/// A private buffer for pieces of an access of `len` bytes.
-#[expect(clippy::large_enum_variant, reason = "the small one is there to keep off the heap")]
-enum Bounce {
-    Small([u8; SMALL_BYTES]),
-    Large(Vec<u8>),
-}
-
-impl Bounce {
-    fn of(len: usize) -> Bounce {
-        if len <= SMALL_BYTES {
-            Bounce::Small([0; SMALL_BYTES])
-        } else {
-            Bounce::Large(vec![0; len.min(PIECE_BYTES as usize)])
-        }
-    }
-
-    fn first(&mut self, len: usize) -> &mut [u8] {
-        match self {
-            Bounce::Small(bytes) => &mut bytes[..len],
-            Bounce::Large(bytes) => &mut bytes[..len],
-        }
     }
 }
 
