@@ -296,6 +296,10 @@ impl<'a> Locked<'a> {
 
     /// Goes on to the bytes.
     fn begin(self) -> Result<Held<'a>, DeviceError> {
+        // A closure may have forked.
+        if !self.arena.is_ours() {
+            return Err(DeviceError::Lost);
+        }
         let Some(place) = self.arena.place(self.frame) else {
             let what = "the frame has no memory: it was never allocated, or that failed";
             return Err(DeviceError::Invalid { what, frame: Some(self.frame) });

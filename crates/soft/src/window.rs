@@ -160,7 +160,10 @@ impl Window {
         }
         check(memory, self.frame_bytes)?;
         let mut map = self.map.write();
-        self.forget_stores(index);
+        if let Some(stores) = &self.stores {
+            let pages = self.frame_bytes / PAGE_BYTES;
+            stores.forget(index * pages..(index + 1) * pages);
+        }
         Ok(map.attach(index, memory)?)
     }
 
@@ -171,7 +174,6 @@ impl Window {
         }
         let mut map = self.map.write();
         if map.is_attached(index) {
-            self.forget_stores(index);
             map.detach(index);
         }
     }
@@ -180,13 +182,6 @@ impl Window {
     #[must_use]
     pub fn is_attached(&self, index: u64) -> bool {
         self.canary.is_ours() && self.map.read().is_attached(index)
-    }
-
-    fn forget_stores(&self, index: u64) {
-        if let Some(stores) = &self.stores {
-            let pages = self.frame_bytes / PAGE_BYTES;
-            stores.forget(index * pages..(index + 1) * pages);
-        }
     }
 
     /// Copies out the bytes from offset `at` of the window on.

@@ -30,20 +30,27 @@ fn a_write_that_never_ends_is_not_waited_for_for_ever() {
     }
     let (begin, begun) = mpsc::channel();
     let (end, ended) = mpsc::channel::<()>();
+    // A page that a window has a copy of is its own.
+    windows[1].store(2 * PAGE_BYTES, &[3]).unwrap();
     std::thread::scope(|scope| {
+        // If this thread fails, the other one shall end.
+        let end = end;
         let device = &device;
         let fill = scope.spawn(move || {
-            let span = FrameSpan { frame, offset: PAGE_BYTES, len: PAGE_BYTES };
+            let span = FrameSpan { frame, offset: PAGE_BYTES, len: 2 * PAGE_BYTES };
             device.fill(span, &mut |bytes| {
                 bytes.fill(7);
                 begin.send(()).unwrap();
-                ended.recv().unwrap();
+                let _ = ended.recv();
                 Ok(())
             })
         });
         begun.recv().unwrap();
         let stop = Stop { done: PAGE_BYTES as usize, reason: StopReason::Abandoned };
         let mut buf = vec![1; FRAME as usize];
+        windows[1].store(2 * PAGE_BYTES + 1, &[4]).unwrap();
+        windows[1].load(2 * PAGE_BYTES, &mut buf[..3]).unwrap();
+        assert_eq!(buf[..3], [3, 4, 0]);
         for window in &windows {
             assert_eq!(window.load(0, &mut buf), Err(stop));
             assert_eq!(buf[..PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);

@@ -10,8 +10,8 @@ use pageferry_linux::{Event, FileMap, HostFile, Uffd, Wakeup, page_bytes};
 use pageferry_soft::{SoftConfig, SoftDevice};
 
 /// A device with one writable frame.
-fn device() -> (SoftDevice, DeviceAddr) {
-    let config = SoftConfig { workers: 1, ..SoftConfig::default() };
+fn device(exportable: bool) -> (SoftDevice, DeviceAddr) {
+    let config = SoftConfig { workers: 1, exportable, ..SoftConfig::default() };
     let device = SoftDevice::new(config).expect("device");
     let at = device.reserve_region().expect("region");
     let frame = device.alloc_frame().expect("frame");
@@ -43,7 +43,7 @@ fn accesses_of_what_is_away() {
     std::fs::write(dir.path().join("file"), vec![5; page]).expect("write");
     let file = Arc::new(HostFile::open(dir.path().join("file"), true).expect("open"));
     let map = FileMap::new(&file, 0, page, true).expect("map");
-    let (device, at) = device();
+    let (device, at) = device(false);
     let memory = device.processors().expect("processors").memory();
     let (tell, faults) = mpsc::channel();
     thread::scope(|scope| {
@@ -113,7 +113,13 @@ fn fork(body: impl FnOnce() -> i32) -> Result<i32, i32> {
 /// read and wrote that, and its drop unmapped it.
 #[test]
 fn a_forked_child_has_lost_the_device_and_keeps_its_own_memory() {
-    let (device, at) = device();
+    for exportable in [false, true] {
+        loses_the_device_by_forking(exportable);
+    }
+}
+
+fn loses_the_device_by_forking(exportable: bool) {
+    let (device, at) = device(exportable);
     device.processors().expect("processors").memory().store(at, &[9]).expect("store");
     let frame = pageferry_device::FrameId(0);
     let mut parents = Some(device);
@@ -164,9 +170,15 @@ fn under_mlockall_device_memory_costs_nothing_until_it_is_used() {
             return 0;
         }
         let before = status("VmRSS:");
-        let config = SoftConfig { capacity_bytes: 512 << 20, ..SoftConfig::default() };
-        let device = SoftDevice::new(config);
-        i32::from(!(device.is_ok() && status("VmRSS:") - before < 256 << 20))
+        for exportable in [false, true] {
+            let capacity_bytes = 512 << 20;
+            let config = SoftConfig { capacity_bytes, exportable, ..SoftConfig::default() };
+            let device = SoftDevice::new(config);
+            if device.is_err() || status("VmRSS:") - before > 256 << 20 {
+                return 1;
+            }
+        }
+        0
     });
     assert_eq!(outcome, Ok(0));
 }

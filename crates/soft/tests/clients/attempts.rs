@@ -8,6 +8,7 @@ use std::ptr;
 
 use pageferry_device::{Device, PAGE_BYTES};
 use pageferry_soft::{Window, WindowError};
+use rustix::fs::OFlags;
 
 use crate::child;
 use crate::common::{FRAME, Served, device, window};
@@ -74,7 +75,7 @@ fn successes(file: &File) -> Vec<&'static str> {
         (
             "seal",
             // SAFETY: concerns the file only.
-            unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) == 0 },
+            unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_EXEC) == 0 },
         ),
     ];
     attempts.into_iter().filter(|(_, done)| *done).map(|(what, _)| what).collect()
@@ -112,6 +113,8 @@ fn nobody_writes_through_a_handle() {
     }
     assert!(served.content() == before);
     let memory = served.export().memory;
+    let flags = rustix::fs::fcntl_getfl(&memory).expect("flags");
+    assert_eq!(flags & OFlags::RWMODE, OFlags::RDONLY);
     let stat = rustix::fs::fstat(&memory).expect("stat");
     assert_eq!(stat.st_size as u64, FRAME + PAGE_BYTES);
     let mut byte = [0];

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use pageferry_device::{Device, DeviceError, FrameSpan};
+use pageferry_device::{Device, DeviceError, FrameSpan, TransferError};
 use pageferry_soft::{StopReason, Window};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -117,6 +117,7 @@ fn a_forked_child_is_refused_everything_and_keeps_its_own_memory() {
     let mut parents = Some((served, windows));
     let outcome = fork(|| {
         let (served, windows) = parents.take().expect("both");
+        assert_eq!(mappings().0, 0, "memory of frames");
         // Some of it takes the places of what is not mapped here.
         let own: Vec<Vec<u8>> = (1..200).map(|n| vec![n; 140 << 10]).collect();
         for window in &windows {
@@ -148,4 +149,32 @@ fn a_forked_child_is_refused_everything_and_keeps_its_own_memory() {
     assert_eq!(bytes, [1, 7]);
     windows[0].load(0, &mut bytes).expect("load");
     assert_eq!(bytes, [7, 7]);
+}
+
+/// A child that is forked in the middle of a copy finds the device lost like any other.
+#[test]
+fn a_child_forked_in_the_middle_of_a_copy_is_not_ended_by_it() {
+    let frame_bytes = 2 << 20;
+    let served = Served::empty(frame_bytes);
+    let span = FrameSpan { frame: served.frame, offset: 0, len: frame_bytes };
+    let (mut child, mut calls) = (-1, 0);
+    let outcome = served.device.fill(span, &mut |_| {
+        calls += 1;
+        if child < 0 {
+            // SAFETY: the child goes out of the copy and exits.
+            child = unsafe { libc::fork() };
+        }
+        Ok(())
+    });
+    if child == 0 {
+        let lost = matches!(outcome, Err(TransferError::Device(DeviceError::Lost)));
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(if lost && calls == 1 { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child's end");
+    outcome.expect("the parent's copy");
+    assert_eq!(calls, 2);
 }

@@ -1,5 +1,6 @@
 //! Nobody sees a page half written.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -96,8 +97,13 @@ fn first_stores_beside_fills_are_never_torn() {
         });
         let mut page = vec![0; PAGE];
         let mut rounds = 0;
+        let window = window(&memory, FRAME, true);
         while !done.load(Ordering::SeqCst) {
-            let window = window(&memory, FRAME, true);
+            // Every page is the device's again.
+            if rounds % 2 == 0 {
+                window.detach(0);
+            }
+            window.attach(0, memory.as_fd()).expect("attach");
             for at in (0..FRAME).step_by(PAGE) {
                 window.store(at + PAGE_BYTES / 2, &[0xff; 8]).expect("store");
                 window.load(at, &mut page).expect("load");
