@@ -7,6 +7,14 @@
 //! lock of the page; so permissions cannot change under an access, a dirty mark cannot be lost, and
 //! every slice handed to a closure is exclusive or shared by proof, not by hope.
 //!
+//! # In other processes
+//!
+//! A device made [`exportable`](SoftConfig::exportable) gives each frame memory of its own, which
+//! other processes map in a [`Window`]: to read it, or with copies of their own of the pages that they
+//! store to. They can neither take the page's lock nor change anything, so a second word per page, the
+//! *stamp*, tells them afterwards whether what they read was whole and present. One rule keeps files
+//! apart: memory that was handed out for one file never holds another's bytes.
+//!
 //! # What is true of it and untrue of a GPU
 //!
 //! - Its memory is the host's. It is outside every mapping of the file, and a forked child finds the
