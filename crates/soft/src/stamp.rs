@@ -63,10 +63,11 @@ impl Stamp {
 
     /// By the holder of the page's exclusive lock.
     pub(crate) fn set_present(&self, present: bool) {
+        // Relaxed: the bytes were released by `end_write`, whose release sequence this continues.
         if present {
-            self.0.fetch_or(PRESENT, Ordering::Release);
+            self.0.fetch_or(PRESENT, Ordering::Relaxed);
         } else {
-            self.0.fetch_and(!PRESENT, Ordering::Release);
+            self.0.fetch_and(!PRESENT, Ordering::Relaxed);
         }
     }
 
@@ -87,9 +88,9 @@ impl Stamp {
         if self.0.load(Ordering::Relaxed) == before { Ok(()) } else { Err(Unread::Changed) }
     }
 
-    /// Whether the page is present now.
+    /// Whether the page is present now: for bytes that are not the device's, so it orders nothing.
     pub(crate) fn is_present(&self) -> bool {
-        self.0.load(Ordering::Acquire) & PRESENT != 0
+        self.0.load(Ordering::Relaxed) & PRESENT != 0
     }
 }
 
