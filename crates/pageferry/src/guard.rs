@@ -31,8 +31,10 @@
 //!
 //! 1. alone, then silent: whoever comes later leaves an event before it can change anything;
 //! 2. the event of whoever was there before is in the queue when the lease is granted: it is read, and
-//!    says whether a writer closed (`CLOSE_WRITE`), a call changed something (`MODIFY`) or nobody but
-//!    readers came;
+//!    says whether a call changed something (`MODIFY`), a writer closed (`CLOSE_WRITE`) or nobody but
+//!    readers came. A writer that no call has changed anything for may have stored through a mapping. Where the first
+//!    store of a mapping to each page moves the file's times, and these are what they were when the file was last
+//!    ours alone, it has not: any mapping of its was made after that;
 //! 3. a look that finds the group silent since then has proven that nobody has been able to change
 //!    the file before that look.
 //!
@@ -134,9 +136,13 @@ struct Watched {
     proven: bool,
     /// Why not, when last asked.
     why: String,
-    /// Heard since the last look: a change, or a visitor.
+    /// Heard since the last look: a change, a writer that has gone (and may have stored through a mapping), or a
+    /// visitor.
     changed: bool,
+    suspect: bool,
     visited: bool,
+    /// Where stores move the times: what it looked like when it was last ours alone, and no change of ours ran.
+    when_alone: Option<Stamp>,
     /// Own changes under way, and whether the lease is held for them, or which threads make them.
     own: u32,
     leased: bool,
@@ -244,7 +250,9 @@ impl Guards {
             proven: false,
             why: "it has not been looked at yet".into(),
             changed: false,
+            suspect: false,
             visited: false,
+            when_alone: None,
             own: 0,
             leased: false,
             since: Instant::now(),
@@ -271,7 +279,8 @@ impl Guards {
         if let Some(watched) = state.files.get_mut(&file) {
             watched.give_up();
             watched.io = Arc::clone(io);
-            watched.proven = false;
+            // What was proven with the old one stands; from now on it is to be proven with this one.
+            watched.visited = true;
             watched.gateless = false;
         }
     }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, newest_loop};
+use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, limits, newest_loop};
 
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::strangers::Strangers;
-use super::{Basis, Guards, State, Watched, gone, stamp};
+use super::{Basis, Guards, Stamp, State, Watched, gone, stamp};
 use crate::Result;
 use crate::perform::measure;
 
@@ -50,7 +50,8 @@ impl Watched {
         if ours && !heard.visited() {
             return;
         }
-        self.changed |= heard.changed();
+        self.changed |= heard.modified;
+        self.suspect |= heard.closed_writer;
         self.visited |= heard.visited();
         if let Some(strangers) = &mut self.gate {
             strangers.heard(heard);
@@ -85,7 +86,13 @@ impl Watched {
 
     /// Nothing was heard of it.
     fn is_quiet(&self) -> bool {
-        !self.changed && !self.visited
+        !self.changed && !self.suspect && !self.visited
+    }
+
+    /// What it looks like, if nobody stores to it without that showing there.
+    fn telling_look(&self) -> Option<Stamp> {
+        let tells = limits::times_are_fine() && self.io.stores_move_times();
+        tells.then(|| self.io.observe().ok()).flatten().map(|seen| stamp(&seen))
     }
 
     /// Somebody else may be at it, as far as the gate knows.
@@ -191,12 +198,14 @@ impl Guards {
             return Ok(Some(true));
         }
         let mut changed = !watched.proven;
+        let mut suspect = false;
         // All changes until now were told of, so that it is known where.
         let mut told = watched.proven && watched.gate.is_some();
         for _ in 0..TRIES_MAX {
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             changed |= watched.changed;
-            (watched.changed, watched.visited) = (false, false);
+            suspect |= watched.suspect;
+            (watched.changed, watched.suspect, watched.visited) = (false, false, false);
             // Whoever comes from here on is heard of in the next round.
             let was = std::mem::replace(&mut watched.proven, true);
             let idle = self.idle();
@@ -208,14 +217,19 @@ impl Guards {
                 if !last && !self.was_idle(idle) {
                     // As if nothing of this try had been.
                     (watched.proven, watched.changed, watched.visited) = (was, changed, true);
+                    watched.suspect = suspect;
                     return Ok(None);
                 }
                 break;
             }
+            let looks = watched.telling_look();
             state.hear(watch);
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             told &= watched.proven;
             if watched.is_quiet() {
+                let was = std::mem::replace(&mut watched.when_alone, looks);
+                changed |= suspect && (was.is_none() || was != looks || watched.own > 0);
+                watched.when_alone = looks.filter(|_| watched.own == 0);
                 watched.settle_alone(changed, told, loops);
                 return Ok(Some(false));
             }
@@ -244,6 +258,14 @@ impl Guards {
             if matches!(watched.basis, Basis::Stamps(_)) {
                 let seen = measure(&watched.io)?;
                 watched.learn(&seen);
+            }
+            if matches!(watched.basis, Basis::Watch(_)) {
+                // Whether others have stored to it, its times tell only until we change it.
+                self.hear(&mut state);
+                let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+                if watched.suspect && watched.proven {
+                    self.settle(&mut state, file, false)?;
+                }
             }
             self.open_window(&mut state, file)?;
         }
@@ -316,6 +338,15 @@ impl Guards {
         }
         let seen = seen?;
         watched.resized(seen.size);
+        watched.when_alone = None;
+        if watched.own == 0 && watched.proven {
+            // Who opened it before that look is heard of now.
+            self.hear(&mut state);
+            let watched = state.files.get_mut(&file).ok_or_else(gone)?;
+            let alone = watched.proven && watched.is_quiet() && !watched.has_strangers();
+            watched.when_alone = alone.then(|| stamp(&seen));
+        }
+        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
             *known = stamp(&seen);
         }
