@@ -21,6 +21,8 @@ pub struct DeviceInfo {
     /// The device says which pages a kernel stored to ([`Device::take_dirty`]). Where it cannot,
     /// every page of a write pin counts as stored to.
     pub dirty_bits: bool,
+    /// Other processes can map its frames ([`Device::export_frame`]).
+    pub exports: bool,
 }
 
 /// Which pages of a range were stored to.

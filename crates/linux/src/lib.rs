@@ -61,6 +61,6 @@ pub use sealed::{MemoryWriter, NotSealed, SealedMemory};
 pub use served::{Served, file_system_served};
 pub use socket::{ListenError, Listener, Peer, Received, Socket, notify_systemd};
 pub use store_tracker::StoreTracker;
-pub use tid::current_tid;
+pub use tid::{current_tid, current_uid};
 pub use uffd::{Event, Fault, Uffd, UffdError, UffdMode, Wakeup};
 pub use watch::{Heard, Watch, WatchKey};

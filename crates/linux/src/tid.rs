@@ -15,6 +15,12 @@ pub(crate) fn current_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
+/// The calling process's effective user.
+#[must_use]
+pub fn current_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

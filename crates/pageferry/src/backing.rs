@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::sync::{Mutex, RwLock};
 use pageferry_device::{Device, DeviceAddr, DeviceError};
@@ -19,6 +20,8 @@ pub(crate) struct Backing {
     /// Device address regions by number: the file's bytes `[n, n+1) * region_bytes`.
     regions: Mutex<BTreeMap<u64, DeviceAddr>>,
     region_bytes: u64,
+    /// Rises when a folio loses its frame.
+    pub(crate) layout: AtomicU64,
     /// Handles (`File`s) that are open. Guarded by the cache's table lock.
     pub(crate) handles: Mutex<usize>,
 }
@@ -31,6 +34,7 @@ impl Backing {
             io: RwLock::new(io),
             regions: Mutex::new(BTreeMap::new()),
             region_bytes,
+            layout: AtomicU64::new(0),
             handles: Mutex::new(0),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::sync::Mutex;
 use pageferry_device::{Device, DeviceError};
 
+use crate::connected::Connected;
 use crate::embedded::Embedded;
 use crate::service::CacheService;
 use crate::{CacheConfig, Error, File, Result, Stats};
@@ -28,6 +29,19 @@ impl Cache {
     /// [`Error::Os`] if the flusher's thread cannot be started.
     pub fn new(device: Arc<dyn Device>, config: CacheConfig) -> Result<Cache> {
         Ok(Cache { service: Embedded::new(device, config)? })
+    }
+
+    /// The cache of the daemon that listens at a socket (`pageferry serve --socket`). Everything but
+    /// [`map`](File::map) is as with a cache of one's own; copies are shared with all processes that use the daemon,
+    /// and stay when this one ends. The connection is used by all threads; the process is not to keep it across
+    /// `fork`.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if nobody listens there, [`Error::Limit`] if the daemon has no room,
+    /// [`Error::Protocol`] if it is of another release. When the daemon goes, every call fails with
+    /// [`Error::Disconnected`]; a new connection serves.
+    pub fn connect(socket: impl AsRef<Path>) -> Result<Cache> {
+        Ok(Cache { service: Arc::new(Connected::new(socket.as_ref())?) })
     }
 
     /// Opens a file for reading and writing. Never creates or truncates.

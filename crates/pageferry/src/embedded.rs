@@ -299,7 +299,7 @@ impl Drop for Embedded {
     }
 }
 
-fn open_error(name: &str, error: OpenError) -> Error {
+pub(crate) fn open_error(name: &str, error: OpenError) -> Error {
     match error {
         OpenError::NotRegular { kind } => {
             Error::NotRegularFile { name: name.into(), what: kind.to_string() }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use pageferry_device::{Access, DeviceError, Dirty, FrameId, FrameSpan, TransferError};
 use pageferry_engine::{Action, Class, FileKey, Reply};
@@ -100,6 +101,7 @@ impl Shared {
             Action::Allocate { file, folio } => self.allocate(*file, *folio),
             Action::Steal { frame, from, to } => {
                 self.detach(from.0, from.1)?;
+                self.reassign(*frame, from.0 == to.0)?;
                 self.attach(*frame, to.0, to.1)?;
                 Ok(Reply::Done)
             }
@@ -167,8 +169,19 @@ impl Shared {
         })
     }
 
+    /// Whoever could map the frame until now is not to see what comes; one for which that cannot be had goes
+    /// back to the device.
+    fn reassign(&self, frame: pageferry_engine::FrameId, same_file: bool) -> Result<(), Failure> {
+        let frame = device_frame(frame);
+        let reassigned = self.device.reassign_frame(frame, same_file);
+        Ok(reassigned.inspect_err(|_| self.device.free_frame(frame))?)
+    }
+
     fn detach(&self, file: FileKey, folio: u64) -> Result<(), Failure> {
-        if let Some(addr) = self.backing(file)?.addr(folio * self.info.frame_bytes) {
+        let backing = self.backing(file)?;
+        if let Some(addr) = backing.addr(folio * self.info.frame_bytes) {
+            // Who is told of the layout from here on looks again for the frames that it knows.
+            backing.layout.fetch_add(1, Ordering::SeqCst);
             self.device.detach(addr);
         }
         Ok(())

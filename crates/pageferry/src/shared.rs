@@ -158,6 +158,13 @@ impl Shared {
         self.files.read().get(&file).cloned().ok_or_else(gone)
     }
 
+    /// Whoever waits looks again at what it waits for.
+    pub(crate) fn wake_all(&self) {
+        // Under the lock: nobody is between looking and waiting.
+        let _core = self.core.lock();
+        self.changed.notify_all();
+    }
+
     /// Submits a request in the name of the calling thread and sees it through.
     pub(crate) fn request(&self, request: Request, wait: Wait) -> Result<Outcome, Refusal<Error>> {
         self.request_as(request, Caller::this_thread(), wait, None)

@@ -121,9 +121,12 @@ impl Stats {
         Stats { counters: TABLE.into_iter().zip(values).map(counter).collect() }
     }
 
-    /// From the values of another process's counters; those that this release does not know are left out.
-    pub(crate) fn of(values: &[(String, u64)]) -> Stats {
-        let value = |name| values.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
+    /// From the values of another process's counters, and this one's failed releases.
+    pub(crate) fn of(values: &[(String, u64)], failed_releases: u64) -> Stats {
+        let value = |name| {
+            let value = values.iter().find(|(n, _)| n == name).map(|(_, value)| *value)?;
+            Some(if name == "failed_releases" { value + failed_releases } else { value })
+        };
         let counter =
             |(name, unit, help)| value(name).map(|value| Counter { name, unit, help, value });
         Stats { counters: TABLE.into_iter().filter_map(counter).collect() }

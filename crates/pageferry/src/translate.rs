@@ -11,8 +11,19 @@ use crate::{After, Coherence, Error, PageState, PinMode, Placement, Result, Wait
 
 /// Words that errors carry, which the wire has as text.
 const WORDS: [&str; 13] = [
-    "load", "store", "read", "write", "write-back", "fsync", "statx", "truncate", "punch",
-    "zero-range", "allocate", "collapse", "insert",
+    "load",
+    "store",
+    "read",
+    "write",
+    "write-back",
+    "fsync",
+    "statx",
+    "truncate",
+    "punch",
+    "zero-range",
+    "allocate",
+    "collapse",
+    "insert",
 ];
 
 fn word(text: &str) -> &'static str {

@@ -174,6 +174,7 @@ impl Device for SoftDevice {
             capacity_frames: self.frames,
             region_bytes: REGION_BYTES,
             dirty_bits: true,
+            exports: self.arena.exports().is_some(),
         }
     }
 

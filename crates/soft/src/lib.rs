@@ -50,3 +50,4 @@ pub use device::SoftDevice;
 pub use fail::{FailPoint, UnknownFailPoint};
 pub use stats::SoftStats;
 pub use window::{Stop, StopReason, Window, WindowError};
+pub use workers::Workers;

@@ -44,8 +44,9 @@ struct Shared {
     ended: Condvar,
 }
 
-/// Worker threads, started with the first launch.
-pub(crate) struct Workers {
+/// Worker threads that run kernels, started with the first launch. For whoever has kernels to run and no
+/// [`SoftDevice`](crate::SoftDevice) of its own; in a forked child there are none.
+pub struct Workers {
     shared: Arc<Shared>,
     count: usize,
     /// The process whose threads they are.
@@ -53,18 +54,25 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    pub(crate) fn new(count: usize) -> Workers {
+    /// As many as `count`, from 1.
+    #[must_use]
+    pub fn new(count: usize) -> Workers {
         let shared =
             Shared { queue: Mutex::default(), work: Condvar::new(), ended: Condvar::new() };
         Workers { shared: Arc::new(shared), count, process: std::process::id() }
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Runs `body` for `0..groups` and waits for all; the first panic's message is the error.
-    pub(crate) fn launch(&self, groups: u64, body: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
+    /// Runs `body` for `0..groups` and waits for all.
+    ///
+    /// # Errors
+    /// The first panic's message; the other groups still run to their ends.
+    pub fn launch(&self, groups: u64, body: &(dyn Fn(u64) + Sync)) -> Result<(), String> {
         if groups == 0 {
             return Ok(());
         }

@@ -100,4 +100,4 @@ pub const COUNTERS_MAX: usize = 256;
 /// Sessions in one [`Reply::Sessions`], at most.
 pub const SESSIONS_MAX: usize = 64;
 /// Runs of one [`Stores`], at most.
-pub const STORE_RUNS_MAX: u64 = 1 << 20;
+pub const STORE_RUNS_MAX: u64 = 1 << 16;

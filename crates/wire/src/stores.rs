@@ -7,15 +7,13 @@
 //! the bytes of the first run, of the second, ...     one after another
 //! ```
 //!
-//! and nothing behind. The runs are those of the device's pages: each begins at a multiple of
-//! [`PAGE_BYTES`], and ends at one or at the end of what was pinned. They ascend and do not overlap.
+//! and nothing behind. The runs ascend and do not overlap, and each is held by one pin: they are the pages that the
+//! device stored to, as far as the pin holds them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{FileId, STORE_RUNS_MAX, Span};
 
-/// The grain of stores, in bytes.
-const PAGE_BYTES: u64 = 4096;
 /// Bytes of one record.
 const RECORD_BYTES: usize = 16;
 
@@ -26,6 +24,8 @@ pub struct Stores {
     pub file: FileId,
     /// Runs, at most [`STORE_RUNS_MAX`]; who has more tells of them in several requests.
     pub runs: u64,
+    /// Bytes of all runs together.
+    pub bytes: u64,
 }
 
 impl Stores {
@@ -49,14 +49,6 @@ pub enum BadRuns {
     /// There are more than [`STORE_RUNS_MAX`].
     #[error("more than {STORE_RUNS_MAX} runs")]
     TooMany,
-    /// One does not begin at a page.
-    #[error("run {run} begins at byte {start}, inside a page")]
-    Misaligned {
-        /// Which, from 0.
-        run: usize,
-        /// Where it begins.
-        start: u64,
-    },
     /// One has no bytes.
     #[error("run {run} is empty")]
     Empty {
@@ -113,9 +105,6 @@ fn check(runs: impl ExactSizeIterator<Item = (u64, u64)>) -> Result<Vec<Span>, B
     }
     let mut end = 0;
     let span = |(run, (start, bytes)): (usize, (u64, u64))| {
-        if start % PAGE_BYTES != 0 {
-            return Err(BadRuns::Misaligned { run, start });
-        }
         if bytes == 0 {
             return Err(BadRuns::Empty { run });
         }

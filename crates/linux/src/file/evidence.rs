@@ -102,6 +102,15 @@ impl Place {
         self.id
     }
 
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`HostFile::open`].
+    pub fn open(&self, writable: bool) -> Result<HostFile, OpenError> {
+        let fd = super::reopen(self.fd.as_fd(), writable).map_err(|e| OpenError::os("open", e))?;
+        HostFile::own(fd, writable, true)
+    }
+
     /// This process may open it for reading, or for reading and writing.
     #[must_use]
     pub fn permits(&self, writable: bool) -> bool {

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pageferry_engine::{Mode, Outcome, Owner, PinKey, Request};
+use pageferry_device::ExportedFrame;
+use pageferry_engine::{FileKey, Mode, Outcome, Owner, PinKey, Request};
 use pageferry_linux::HostFile;
 
 use super::Embedded;
@@ -43,6 +44,46 @@ impl Opening {
     pub(crate) fn for_another(mut self, gone: Arc<AtomicBool>) -> Opening {
         self.gone = Some(gone);
         self
+    }
+
+    /// One opening more of the same file, as the cache itself may hold one.
+    pub(crate) fn again(&self) -> Opening {
+        *self.backing.handles.lock() += 1;
+        let (cache, backing) = (Arc::clone(&self.cache), Arc::clone(&self.backing));
+        Opening::new(cache, backing, self.name.clone(), self.writable)
+    }
+
+    pub(crate) fn key(&self) -> FileKey {
+        self.backing.key
+    }
+
+    /// There are more openings of the file than so many.
+    pub(crate) fn is_shared_by_more_than(&self, openings: usize) -> bool {
+        *self.backing.handles.lock() > openings
+    }
+
+    /// Somebody can still open the file, and would find copies of it on the device.
+    pub(crate) fn is_served(&self) -> bool {
+        let resident = || {
+            let core = self.cache.shared.core.lock();
+            !core.engine.resident_folios(self.backing.key, &(0..u64::MAX)).is_empty()
+        };
+        resident() && self.backing.io().observe().is_ok_and(|seen| seen.nlink > 0)
+    }
+
+    /// Rises when a folio of the file loses its frame.
+    pub(crate) fn layout(&self) -> u64 {
+        self.backing.layout.load(Ordering::SeqCst)
+    }
+
+    /// The memory of a folio's frame, for another process to map. The folio must be pinned.
+    pub(crate) fn export(&self, folio: u64) -> Result<Option<ExportedFrame>> {
+        let shared = &self.cache.shared;
+        let frame = shared.core.lock().engine.frame(self.backing.key, folio);
+        let export = |frame: pageferry_engine::FrameId| {
+            shared.device.export_frame(pageferry_device::FrameId(frame.0)).map_err(Error::Device)
+        };
+        frame.map(export).transpose()
     }
 
     fn caller(&self, owner: Owner) -> Caller<'_> {

@@ -11,6 +11,9 @@ macro_rules! skipped {
     }};
 }
 
+/// With PAGEFERRY_CONNECTED=1 the cache is a daemon's.
+const CONNECTED: bool = false;
+
 #[path = "../suite/calls.rs"]
 mod calls;
 #[path = "../suite/changes.rs"]

@@ -10,6 +10,9 @@ macro_rules! skipped {
     ($($why:tt)*) => { crate::tell(&format!("skipped: {}", format_args!($($why)*))) };
 }
 
+/// With PAGEFERRY_CONNECTED=1 the cache is a daemon's.
+const CONNECTED: bool = false;
+
 mod board;
 #[path = "../suite/common.rs"]
 mod common;

@@ -118,7 +118,7 @@ fn what_a_forked_child_drops_stays_the_parents() {
         let before = std::fs::read(all.as_ref().unwrap().4.path("a")).unwrap();
         let outcome = fork(|| {
             let (view, pin, m, f, r) = all.take().unwrap();
-            let Rig { cache, device, dir } = r;
+            let Rig { cache, device, dir, server: _server } = r;
             // The directory is the parent's to remove.
             std::mem::forget(dir);
             drop((view, pin, m, f, cache, device));

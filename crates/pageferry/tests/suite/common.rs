@@ -4,17 +4,30 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pageferry::serve::{Limits, Listener};
 use pageferry::soft::{SoftConfig, SoftDevice};
-use pageferry::{Cache, CacheConfig, File, PinMode};
+use pageferry::{Cache, CacheConfig, File, PinMode, Server};
 
 pub const FRAME: u64 = 64 << 10;
 pub const PAGE: u64 = 4096;
 
-/// A cache of so many 64 KiB frames, with its device and a scratch directory.
+/// A cache of so many 64 KiB frames, with its device and a scratch directory: one of this process, or, in the
+/// test program that says so, that of a daemon (which runs in this process, too).
 pub struct Rig {
     pub cache: Cache,
     pub device: Arc<SoftDevice>,
     pub dir: tempfile::TempDir,
+    pub server: Option<Server>,
+}
+
+/// The cache is a daemon's.
+pub fn connected() -> bool {
+    crate::CONNECTED || std::env::var_os("PAGEFERRY_CONNECTED").is_some()
+}
+
+/// Files can be mapped.
+pub fn maps() -> bool {
+    !connected()
 }
 
 pub fn rig(frames: u64) -> Rig {
@@ -27,12 +40,22 @@ pub fn rig_with(frames: u64, config: CacheConfig) -> Rig {
         frame_bytes: FRAME,
         capacity_bytes: frames * FRAME,
         workers: 2,
+        exportable: connected(),
         ..SoftConfig::default()
     };
     let device = Arc::new(SoftDevice::new(soft).unwrap());
-    let cache = Cache::new(device.clone(), config).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    Rig { cache, device, dir }
+    if !connected() {
+        let cache = Cache::new(device.clone(), config).unwrap();
+        return Rig { cache, device, dir, server: None };
+    }
+    let socket = dir.path().join("socket");
+    let listener = Listener::bind(&socket, 0o600).unwrap();
+    let mut limits = Limits::default();
+    limits.served_file_systems = true;
+    let server = Server::start(device.clone(), config, limits, listener).unwrap();
+    let cache = Cache::connect(&socket).unwrap();
+    Rig { cache, device, dir, server: Some(server) }
 }
 
 impl Rig {

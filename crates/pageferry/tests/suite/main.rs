@@ -10,6 +10,9 @@ macro_rules! skipped {
     }};
 }
 
+/// These tests are of a cache in this process; `tests/connected` has them of a daemon's.
+const CONNECTED: bool = false;
+
 mod calls;
 mod changes;
 mod children;

@@ -216,6 +216,9 @@ fn a_loop_device_moves_all() {
 /// The three reasons for which a copy moves again are told apart.
 #[test]
 fn the_statistics_say_what_happened() {
+    if !crate::common::maps() {
+        return skipped!("a daemon's clients cannot map files yet");
+    }
     undisturbed(the_statistics_say_what_happened_once);
 }
 
@@ -233,7 +236,7 @@ fn the_statistics_say_what_happened_once() {
     moved(&r, &f);
     let known = counts();
     assert!(known[1] > own[1] && known[2] == own[2], "{own:?} {known:?}");
-    drop(mapped(&open(&r), 0, true));
+    mapped(&open(&r), 0, true).store(0, 1);
     moved(&r, &f);
     assert!(counts()[2] > known[2]);
 }

@@ -188,7 +188,7 @@ fn a_range_that_ends_before_it_begins_is_none() {
 #[test]
 fn descriptors_are_told_by_the_request() {
     let open = Request::Open { name: "f".into(), writable: true };
-    let stores = Some(Stores { file: FileId(1), runs: 0 });
+    let stores = Some(Stores { file: FileId(1), runs: 0, bytes: 0 });
     assert_eq!(open.descriptors(), 1);
     assert_eq!(Request::Release { pins: Vec::new(), stores }.descriptors(), 1);
     assert_eq!(Request::Release { pins: Vec::new(), stores: None }.descriptors(), 0);

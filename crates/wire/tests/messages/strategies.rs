@@ -54,7 +54,11 @@ fn release() -> impl Strategy<Value = Release> {
 }
 
 fn stores() -> impl Strategy<Value = Stores> {
-    (file(), 0..=STORE_RUNS_MAX).prop_map(|(file, runs)| Stores { file, runs })
+    (file(), 0..=STORE_RUNS_MAX, number()).prop_map(|(file, runs, bytes)| Stores {
+        file,
+        runs,
+        bytes,
+    })
 }
 
 pub fn change() -> impl Strategy<Value = Change> {

@@ -1,0 +1,216 @@
+//! The daemon: one cache for every process that may read its files.
+//!
+//! # The one idea
+//!
+//! A daemon is a cache whose handles are held by other processes. A client sends what a
+//! [`File`](crate::File) asks of its cache; a [session](session) makes that request of the cache in this
+//! process, in the client's name, and keeps what comes of it (openings, pins) in a table of its own, so that
+//! all of it can be given back when the client is gone, whatever it was doing.
+//!
+//! ```text
+//!  client ── packet ──▶ session thread ── FileService ──▶ the cache
+//!         ◀── packet ──        │
+//!                              └ who has received a packet answers it; another thread receives the next
+//! ```
+//!
+//! What a client is given of the device is memory it cannot write ([`Device::export_frame`]), of folios that
+//! it has pinned, of files that it has shown a descriptor of. What it stores under a write pin it stores in
+//! copies of its own, and sends them with the release: whatever happens to it before, nothing is half done.
+//!
+//! Copies outlive those who had them made: each file stays open here, by a handle of the daemon's own, until
+//! nothing of it is left on the device ([`kept`]).
+
+mod answer;
+mod held;
+mod kept;
+mod limits;
+mod release;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pageferry_device::Device;
+use pageferry_linux::Socket;
+
+use crate::embedded::Embedded;
+use crate::error::os_error;
+use crate::sync::{Condvar, Mutex, RwLock};
+use crate::{Cache, CacheConfig, Error, Result};
+use kept::Kept;
+use limits::Users;
+use session::Session;
+
+pub use limits::Limits;
+pub use pageferry_linux::{ListenError, Listener};
+
+/// How often files are looked at that nobody has open.
+const KEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How long no client is accepted when that has failed (no descriptors are left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A daemon that runs in this process until it is stopped or dropped.
+pub struct Server {
+    daemon: Arc<Daemon>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the daemon's threads share.
+pub(crate) struct Daemon {
+    cache: Arc<Embedded>,
+    listener: Listener,
+    limits: RwLock<Limits>,
+    sessions: Mutex<Sessions>,
+    /// A session has ended, or the daemon is stopping.
+    changed: Condvar,
+    users: Users,
+    kept: Kept,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct Sessions {
+    open: BTreeMap<u64, Arc<Session>>,
+    /// The last number given.
+    last: u64,
+}
+
+impl Server {
+    /// Serves a cache on `device` to those who connect to the listener.
+    ///
+    /// # Errors
+    /// As [`Cache::new`]; [`Error::Unsupported`] on a device whose memory other processes cannot map;
+    /// [`Error::Os`] if a thread cannot be started.
+    pub fn start(
+        device: Arc<dyn Device>,
+        config: CacheConfig,
+        limits: Limits,
+        listener: Listener,
+    ) -> Result<Server> {
+        if !device.info().exports {
+            let name = device.info().name;
+            return Err(Error::Unsupported(format!("{name}: its memory cannot be shared")));
+        }
+        let daemon = Arc::new(Daemon {
+            cache: Embedded::new(device, config)?,
+            listener,
+            limits: RwLock::new(limits),
+            sessions: Mutex::default(),
+            changed: Condvar::new(),
+            users: Users::default(),
+            kept: Kept::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let mut server = Server { daemon, threads: Vec::new() };
+        server.spawn("pageferry-accept", Daemon::accept)?;
+        server.spawn("pageferry-kept", Daemon::look_after_kept)?;
+        Ok(server)
+    }
+
+    fn spawn(&mut self, name: &str, body: fn(&Arc<Daemon>)) -> Result<()> {
+        let daemon = Arc::clone(&self.daemon);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&daemon));
+        self.threads.push(thread.map_err(|e| os_error("starting a thread", &e))?);
+        Ok(())
+    }
+
+    /// The cache, for this process's own use.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        Cache { service: self.daemon.cache.clone() }
+    }
+
+    /// Sessions now.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.daemon.sessions.lock().open.len()
+    }
+
+    /// What clients may hold from now on. Who holds more already keeps it.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.daemon.limits.write() = limits;
+    }
+
+    /// Ends all sessions, writes everything back, gives the device's memory back. What clients have released
+    /// is in the files then; they hear [`Error::Disconnected`].
+    ///
+    /// # Errors
+    /// The first file's that could not be written back.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let daemon = &self.daemon;
+        daemon.stopping.store(true, Ordering::SeqCst);
+        daemon.listener.stop();
+        let mut sessions = daemon.sessions.lock();
+        daemon.changed.notify_all();
+        while let Some(session) = sessions.open.values().next().cloned() {
+            sessions.open.values().for_each(|s| s.hang_up());
+            // The last session to go takes itself off the list.
+            drop(session);
+            daemon.changed.wait(&mut sessions);
+        }
+        drop(sessions);
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+        daemon.kept.close_all();
+        let service: &dyn crate::service::CacheService = &*daemon.cache;
+        service.flush(None).map(drop)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.threads.is_empty()
+            && let Err(error) = self.end()
+        {
+            tracing::error!(%error, "the daemon's end could not write everything back");
+        }
+    }
+}
+
+impl Daemon {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn accept(self: &Arc<Self>) {
+        while !self.is_stopping() {
+            match self.listener.accept() {
+                Ok(Some(socket)) => self.admit(socket),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a client failed; trying again");
+                    std::thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Opens a session for who has connected, or tells why not and hangs up.
+    fn admit(self: &Arc<Self>, socket: Socket) {
+        let limits = self.limits.read().clone();
+        let opened = Session::open(self, socket, &limits);
+        if let Err(error) = opened {
+            tracing::warn!(%error, "a client is turned away");
+        }
+    }
+
+    fn look_after_kept(self: &Arc<Self>) {
+        let mut sessions = self.sessions.lock();
+        while !self.is_stopping() {
+            let until = std::time::Instant::now() + KEPT_PAUSE;
+            self.changed.wait_until(&mut sessions, until);
+            drop(sessions);
+            self.kept.tidy(self.limits.read().kept_files);
+            sessions = self.sessions.lock();
+        }
+    }
+}

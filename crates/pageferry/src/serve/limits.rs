@@ -1,0 +1,132 @@
+//! What clients may hold.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pageferry_wire::Failure;
+
+use crate::sync::Mutex;
+
+/// What clients may hold. What is beyond is refused with [`Error::Limit`](crate::Error::Limit).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Sessions at once. Default 1024.
+    pub sessions: usize,
+    /// Sessions of one user at once. Default 256.
+    pub sessions_per_user: usize,
+    /// Files that one session has open. Default 1024.
+    pub files: usize,
+    /// Pins that one session holds. Default 65536.
+    pub pins: usize,
+    /// Bytes under the pins of one session. Default: no limit but the device's memory.
+    pub pinned_bytes: u64,
+    /// Bytes under the pins of all sessions of one user. Default: no limit but the device's memory.
+    pub pinned_bytes_per_user: u64,
+    /// Requests of one session that are under way at once, each of which is a thread here. From 2; default 64.
+    pub requests: usize,
+    /// Files that stay open here though no client has them open any more, because copies of them are on the
+    /// device. Default 4096.
+    pub kept_files: usize,
+    /// How long a client may take to read an answer, before it is taken for dead. Default 10 s.
+    pub reply_time: Duration,
+    /// Files on file systems that some other process or machine serves (FUSE, NFS, ...) are taken too. A request
+    /// that such a server does not answer holds a thread of the daemon for as long. Default no.
+    pub served_file_systems: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sessions: 1024,
+            sessions_per_user: 256,
+            files: 1024,
+            pins: 65536,
+            pinned_bytes: u64::MAX,
+            pinned_bytes_per_user: u64::MAX,
+            requests: 64,
+            kept_files: 4096,
+            reply_time: Duration::from_secs(10),
+            served_file_systems: false,
+        }
+    }
+}
+
+pub(super) fn beyond(what: &str, limit: u64) -> Failure {
+    Failure::Limit { what: what.into(), limit }
+}
+
+/// What each user holds in all sessions.
+#[derive(Default)]
+pub(super) struct Users(Mutex<HashMap<u32, Holds>>);
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Holds {
+    sessions: usize,
+    pinned_bytes: u64,
+}
+
+impl Users {
+    /// One session more.
+    pub(super) fn enter(&self, uid: u32, limits: &Limits) -> Result<(), Failure> {
+        let mut users = self.0.lock();
+        let holds = users.entry(uid).or_default();
+        if holds.sessions >= limits.sessions_per_user {
+            return Err(beyond("sessions of a user", limits.sessions_per_user as u64));
+        }
+        holds.sessions += 1;
+        Ok(())
+    }
+
+    pub(super) fn leave(&self, uid: u32) {
+        self.change(uid, |holds| holds.sessions -= 1);
+    }
+
+    pub(super) fn pin(&self, uid: u32, bytes: u64, limits: &Limits) -> Result<(), Failure> {
+        let mut users = self.0.lock();
+        let holds = users.entry(uid).or_default();
+        let limit = limits.pinned_bytes_per_user;
+        match holds.pinned_bytes.checked_add(bytes).filter(|sum| *sum <= limit) {
+            Some(sum) => holds.pinned_bytes = sum,
+            None => return Err(beyond("bytes under pins of a user", limit)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn unpin(&self, uid: u32, bytes: u64) {
+        self.change(uid, |holds| holds.pinned_bytes -= bytes);
+    }
+
+    fn change(&self, uid: u32, change: impl FnOnce(&mut Holds)) {
+        let mut users = self.0.lock();
+        if let Some(holds) = users.get_mut(&uid) {
+            change(holds);
+            if *holds == Holds::default() {
+                users.remove(&uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_hold_what_their_sessions_hold_and_are_forgotten_with_the_last() {
+        let users = Users::default();
+        let limits =
+            Limits { sessions_per_user: 1, pinned_bytes_per_user: 10, ..Limits::default() };
+        users.enter(1, &limits).unwrap();
+        assert!(matches!(users.enter(1, &limits), Err(Failure::Limit { limit: 1, .. })));
+        users.enter(2, &limits).unwrap();
+        users.pin(1, 6, &limits).unwrap();
+        assert!(matches!(users.pin(1, 5, &limits), Err(Failure::Limit { limit: 10, .. })));
+        assert!(users.pin(1, u64::MAX, &limits).is_err());
+        users.pin(1, 4, &limits).unwrap();
+        users.unpin(1, 10);
+        users.leave(1);
+        users.leave(2);
+        assert!(users.0.lock().is_empty());
+    }
+}

@@ -1,0 +1,124 @@
+//! The end of pins, with what the client's kernels stored under them.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use pageferry_linux::SealedMemory;
+use pageferry_wire::{self as wire, Failure, Reply, Stores};
+
+use super::held::HeldPin;
+use super::session::{Session, failed};
+use crate::service::{FileService, Piece, Released};
+use crate::{After, Error, translate};
+
+/// Bytes of stores that are in this process's memory at once.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Bytes stored that the file did not reach to any more.
+struct Lost {
+    pin: Range<u64>,
+    file_bytes: u64,
+    bytes: u64,
+}
+
+impl Session {
+    pub(super) fn release(
+        &self,
+        pins: &[wire::Release],
+        stores: Option<Stores>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Reply, Failure> {
+        let stored = match (stores, descriptors.into_iter().next()) {
+            (Some(stores), Some(memory)) => self.store(stores, memory),
+            _ => Ok(Vec::new()),
+        };
+        let end = |release: &wire::Release| -> Result<wire::Released, Failure> {
+            let pin = self.held.remove_pin(release.pin)?;
+            let ended = self.end_pin(&pin, translate::after_in(release.after));
+            match &stored {
+                Ok(lost) => match lost.iter().find(|lost| lost.pin == pin.range) {
+                    Some(lost) => ended.and(Err(lost.failure())),
+                    None => ended,
+                },
+                Err(failure) => ended.and(Err(failure.clone())),
+            }
+        };
+        let ended: Vec<_> = pins.iter().map(end).collect();
+        if let (Err(failure), true) = (stored, pins.is_empty()) {
+            return Err(failure);
+        }
+        Ok(Reply::Released { pins: ended })
+    }
+
+    /// Ends a pin that is off the table.
+    pub(super) fn end_pin(&self, pin: &HeldPin, after: After) -> Result<wire::Released, Failure> {
+        // Waits for those that use it.
+        let key = pin.key.write().take();
+        let Some(key) = key else { return Err(Failure::InvalidArgument("released".into())) };
+        let ended = pin.file.release(key, &pin.range, after);
+        self.daemon.users.unpin(self.peer.uid, pin.bytes());
+        let Released { written_bytes, refused } = failed(ended)?;
+        Ok(wire::Released { written_bytes, refused })
+    }
+
+    /// Stores what the client's kernels stored. Bytes that the file does not reach to any more are lost, as
+    /// they would be had they been stored here.
+    fn store(&self, stores: Stores, memory: OwnedFd) -> Result<Vec<Lost>, Failure> {
+        let wrong = |what: String| Failure::Protocol(format!("stores: {what}"));
+        let file = self.held.file(stores.file)?;
+        let pins = self.held.write_pins(&file);
+        let Some(len) = stores.record_bytes().checked_add(stores.bytes) else {
+            return Err(wrong("more bytes than there can be".into()));
+        };
+        let memory = SealedMemory::check(memory, len).map_err(|e| wrong(e.to_string()))?;
+        let read = |buf: &mut [u8], at| memory.read_at(buf, at).map_err(|e| wrong(e.to_string()));
+        let mut records = vec![0; stores.record_bytes() as usize];
+        read(&mut records, 0)?;
+        let runs = wire::parse_runs(&records).map_err(|e| wrong(e.to_string()))?;
+        let bytes: u64 = runs.iter().map(|run| run.len()).sum();
+        if bytes != stores.bytes {
+            return Err(wrong(format!("{} bytes told, {bytes} in the runs", stores.bytes)));
+        }
+        // All must be right before any is stored.
+        let pin_of = |run: &wire::Span| {
+            let behind = pins.partition_point(|pin| pin.range.start <= run.start());
+            let pin = pins[..behind].last().filter(|pin| run.end() <= pin.range.end);
+            pin.ok_or_else(|| wrong(format!("no pin for bytes {:?}", run.range())))
+        };
+        let targets: Vec<&Arc<HeldPin>> = runs.iter().map(pin_of).collect::<Result<_, _>>()?;
+        let (mut at, mut lost) = (stores.record_bytes(), Vec::new());
+        let mut buf = vec![0; bytes.min(PIECE_BYTES) as usize];
+        for (run, pin) in runs.iter().zip(targets) {
+            let key = pin.key.read();
+            let Some(key) = *key else { return Err(wrong("the pin is released".into())) };
+            let mut start = run.start();
+            while start < run.end() {
+                let piece = &mut buf[..(run.end() - start).min(PIECE_BYTES) as usize];
+                read(piece, at)?;
+                let range = start..start + piece.len() as u64;
+                match pin.file.access(key, range.clone(), &mut Piece::Store(piece)) {
+                    Ok(()) => {}
+                    Err(Error::PastEof { range: beyond, file_bytes }) => {
+                        let bytes = range.end - beyond.start.clamp(range.start, range.end);
+                        lost.push(Lost { pin: pin.range.clone(), file_bytes, bytes });
+                    }
+                    Err(error) => return Err(translate::failure(error)),
+                }
+                at += piece.len() as u64;
+                start = range.end;
+            }
+        }
+        Ok(lost)
+    }
+}
+
+impl Lost {
+    fn failure(&self) -> Failure {
+        translate::failure(Error::FileShrunk {
+            range: self.pin.clone(),
+            file_bytes: self.file_bytes,
+            lost_bytes: self.bytes,
+        })
+    }
+}

@@ -1,0 +1,305 @@
+//! One client's session: the threads that take its requests, and its end.
+//!
+//! **Whoever receives a request answers it.** All threads of a session receive on one socket; the kernel gives
+//! each packet to one of them. A thread that is about to do something that may take its time sees to it first that
+//! another one receives, and starts one if there is none. So there is no queue and no hand-over, requests of one
+//! client run beside each other, and its releases are heard while its pins wait. Where the limit of threads is
+//! reached, the last one takes nothing that may wait, so that it always comes back to receive.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pageferry_linux::{Peer, Received, Socket};
+use pageferry_wire::{self as wire, Call, Failure, Reply, Request, Return};
+
+use super::held::Held;
+use super::limits::{Limits, beyond};
+use super::{Daemon, answer};
+use crate::error::os_error;
+use crate::sync::Mutex;
+use crate::translate::for_people;
+use crate::{Error, Result};
+
+/// Threads of one session that wait for a request at once. More end: a client that has had many requests under
+/// way is not going to have so many again soon.
+const RECEIVERS_MAX: usize = 2;
+/// Of a program's name.
+const PROGRAM_BYTES_MAX: usize = 64;
+
+/// One client.
+pub(super) struct Session {
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) number: u64,
+    pub(super) peer: Peer,
+    /// For people.
+    pub(super) program: String,
+    socket: Socket,
+    /// Nobody is there any more: what waits in its name gives up.
+    pub(super) gone: Arc<AtomicBool>,
+    greeted: AtomicBool,
+    pub(super) held: Held,
+    crew: Mutex<Crew>,
+}
+
+/// The session's threads.
+///
+/// # Invariants
+/// - `receiving <= all`. The session ends when `all` is 0, and is not on the daemon's list then.
+#[derive(Default)]
+struct Crew {
+    receiving: usize,
+    all: usize,
+}
+
+/// An answer and what comes with it.
+pub(super) struct Answer {
+    pub(super) reply: Reply,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Answer {
+        Answer { reply, descriptors: Vec::new() }
+    }
+}
+
+/// What a thread does next.
+enum Next {
+    Receive,
+    End,
+}
+
+impl Session {
+    /// Opens a session for who is at the other end of the socket, or tells it why not.
+    pub(super) fn open(daemon: &Arc<Daemon>, socket: Socket, limits: &Limits) -> Result<()> {
+        let peer = socket.peer().map_err(|e| os_error("asking for the client's user", &e))?;
+        socket
+            .set_send_timeout(Some(limits.reply_time))
+            .map_err(|e| os_error("limiting the time for answers", &e))?;
+        let mut sessions = daemon.sessions.lock();
+        let room = match sessions.open.len() < limits.sessions {
+            true => daemon.users.enter(peer.uid, limits),
+            false => Err(beyond("sessions", limits.sessions as u64)),
+        };
+        if let Err(failure) = room {
+            drop(sessions);
+            let error = crate::translate::error(failure.clone());
+            // It may be gone already.
+            let _ = send(&socket, 0, Err(failure));
+            return Err(error);
+        }
+        sessions.last += 1;
+        let session = Arc::new(Session {
+            daemon: Arc::clone(daemon),
+            number: sessions.last,
+            peer,
+            program: program(peer.pid),
+            socket,
+            gone: Arc::default(),
+            greeted: AtomicBool::new(false),
+            held: Held::default(),
+            crew: Mutex::default(),
+        });
+        sessions.open.insert(session.number, Arc::clone(&session));
+        drop(sessions);
+        if daemon.is_stopping() {
+            session.hang_up();
+        }
+        let started = session.start_thread();
+        if started.is_err() {
+            session.clean_up();
+        }
+        started
+    }
+
+    fn start_thread(self: &Arc<Self>) -> Result<()> {
+        self.crew.lock().all += 1;
+        let session = Arc::clone(self);
+        let name = format!("pageferry-{}", self.number);
+        let spawned = std::thread::Builder::new().name(name).spawn(move || session.work());
+        if let Err(error) = &spawned {
+            self.crew.lock().all -= 1;
+            return Err(os_error("starting a session's thread", error));
+        }
+        Ok(())
+    }
+
+    /// What one thread does.
+    fn work(self: Arc<Self>) {
+        let mut packet = vec![0; wire::MESSAGE_BYTES_MAX];
+        loop {
+            {
+                let mut crew = self.crew.lock();
+                if crew.receiving >= RECEIVERS_MAX {
+                    crew.all -= 1;
+                    return;
+                }
+                crew.receiving += 1;
+            }
+            let mut descriptors = Vec::new();
+            let received = self.socket.recv(&mut packet, &mut descriptors, 1);
+            let last = {
+                let mut crew = self.crew.lock();
+                crew.receiving -= 1;
+                crew.receiving == 0
+            };
+            let next = match received {
+                Ok(Received::Packet(bytes)) => self.take(&packet[..bytes], descriptors, last),
+                Ok(Received::Closed) => Next::End,
+                Ok(Received::Truncated { .. }) => {
+                    self.break_off("a message longer than any may be")
+                }
+                Ok(Received::TooManyDescriptors) => self.break_off("more descriptors than may be"),
+                Err(error) => self.break_off(&error.to_string()),
+            };
+            if matches!(next, Next::End) {
+                break;
+            }
+        }
+        self.hang_up();
+        let over = {
+            let mut crew = self.crew.lock();
+            crew.all -= 1;
+            crew.all == 0
+        };
+        if over {
+            self.clean_up();
+        }
+    }
+
+    /// The client has broken the rules, or cannot be reached: there is nothing more to say.
+    fn break_off(&self, why: &str) -> Next {
+        if !self.gone.load(Ordering::Relaxed) {
+            let Session { number, peer, .. } = self;
+            tracing::warn!(session = number, uid = peer.uid, why, "a session is broken off");
+        }
+        Next::End
+    }
+
+    /// Answers one packet. `last`: no other thread receives.
+    fn take(self: &Arc<Self>, packet: &[u8], descriptors: Vec<OwnedFd>, last: bool) -> Next {
+        let Call { id, request } = match wire::decode_call(packet) {
+            Ok(call) => call,
+            Err(malformed) => return self.break_off(&malformed.to_string()),
+        };
+        let hello = matches!(request, Request::Hello { .. });
+        let out_of_turn = hello == self.greeted.load(Ordering::SeqCst);
+        let wrong = match request.descriptors() == descriptors.len() {
+            _ if out_of_turn => Some("a session begins with one Hello"),
+            false => Some("a message with a wrong number of descriptors"),
+            true => None,
+        };
+        if let Some(wrong) = wrong {
+            let _ = self.send(id, Err(Failure::Protocol(wrong.into())));
+            return self.break_off(wrong);
+        }
+        let welcome = hello;
+        let answer = match last && answer::takes_time(&request) && !self.has_another_thread() {
+            true if answer::may_wait(&request) => {
+                let limit = self.daemon.limits.read().requests;
+                Err(beyond("requests of a session under way at once", limit as u64))
+            }
+            _ => self.answer_surely(request, descriptors),
+        };
+        if welcome && answer.is_ok() {
+            self.greeted.store(true, Ordering::SeqCst);
+        }
+        match self.send(id, answer) {
+            Ok(()) => Next::Receive,
+            Err(error) => self.break_off(&error.to_string()),
+        }
+    }
+
+    /// Sees to it that another thread receives, while this one has its hands full.
+    fn has_another_thread(self: &Arc<Self>) -> bool {
+        let limit = self.daemon.limits.read().requests.max(2);
+        if self.crew.lock().all >= limit {
+            return false;
+        }
+        let started = self.start_thread();
+        started
+            .inspect_err(|error| tracing::warn!(%error, "a session stays short of threads"))
+            .is_ok()
+    }
+
+    /// A device's or file system's code may panic; the client is answered all the same.
+    fn answer_surely(
+        self: &Arc<Self>,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let answered = catch_unwind(AssertUnwindSafe(|| self.answer(request, descriptors)));
+        answered.unwrap_or_else(|_| {
+            Err(Failure::KernelFailed("a step of the request panicked in the daemon".into()))
+        })
+    }
+
+    fn send(&self, id: u32, answer: Result<Answer, Failure>) -> std::io::Result<()> {
+        send(&self.socket, id, answer)
+    }
+
+    /// Ends the session, also from another thread: nothing more is received, and what waits gives up.
+    pub(super) fn hang_up(&self) {
+        if !self.gone.swap(true, Ordering::SeqCst) {
+            self.socket.shutdown();
+            self.daemon.cache.shared.wake_all();
+        }
+    }
+
+    /// Gives back all that the client held. The last thread does it: nothing else is under way.
+    fn clean_up(&self) {
+        let (pins, files) = self.held.take_all();
+        for pin in pins {
+            // Nothing that the client had stored and not told of is here; it is not half done.
+            if let Err(failure) = self.end_pin(&pin, crate::After::WriteBack) {
+                tracing::warn!(
+                    session = self.number,
+                    ?failure,
+                    "releasing the pin of a client that is gone"
+                );
+            }
+        }
+        for file in files {
+            if let Err(failure) = self.close_file(file) {
+                tracing::error!(
+                    ?failure,
+                    "closing could not write everything back; the cache tries again"
+                );
+            }
+        }
+        self.daemon.users.leave(self.peer.uid);
+        self.daemon.sessions.lock().open.remove(&self.number);
+        self.daemon.changed.notify_all();
+    }
+
+    /// Requests under way.
+    pub(super) fn requests(&self) -> usize {
+        let crew = self.crew.lock();
+        crew.all - crew.receiving
+    }
+}
+
+fn send(socket: &Socket, id: u32, answer: Result<Answer, Failure>) -> std::io::Result<()> {
+    let (result, descriptors) = match answer {
+        Ok(Answer { reply, descriptors }) => (Ok(reply), descriptors),
+        Err(failure) => (Err(failure), Vec::new()),
+    };
+    let packet = wire::encode_return(&Return { id, result })
+        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))?;
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    socket.send(&packet, &descriptors)
+}
+
+/// What the process runs, for people.
+fn program(pid: u32) -> String {
+    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let comm = &comm[..comm.len().min(PROGRAM_BYTES_MAX)];
+    for_people(String::from_utf8_lossy(comm).trim_end()).into_owned()
+}
+
+/// In the terms of the wire.
+pub(super) fn failed<T>(result: Result<T, Error>) -> Result<T, Failure> {
+    result.map_err(crate::translate::failure)
+}
