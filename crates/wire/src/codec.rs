@@ -111,13 +111,13 @@ fn shorten(text: &mut String, bytes: usize) {
     text.truncate(end);
 }
 
-fn encode(message: &impl Serialize) -> Result<Vec<u8>, TooLarge> {
+pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, TooLarge> {
     let packet = postcard::to_allocvec(message).expect("a vector takes any message");
     at_most("bytes of a packet", packet.len(), MESSAGE_BYTES_MAX)?;
     Ok(packet)
 }
 
-fn decode<T: DeserializeOwned>(packet: &[u8]) -> Result<T, Malformed> {
+pub(crate) fn decode<T: DeserializeOwned>(packet: &[u8]) -> Result<T, Malformed> {
     if packet.is_empty() {
         return Err(Malformed::Empty);
     }
@@ -151,6 +151,7 @@ fn limit_request(request: &Request) -> Result<(), TooLarge> {
         Request::Change { change: Change::Write { bytes, .. }, .. } => {
             at_most("bytes to write", bytes.len(), DATA_BYTES_MAX)
         }
+        Request::Store { bytes, .. } => at_most("bytes stored", bytes.len(), DATA_BYTES_MAX),
         Request::Release { pins, stores } => {
             at_most("releases", pins.len(), RELEASES_MAX)?;
             match stores {
@@ -179,7 +180,7 @@ fn limit_return(answer: &Return) -> Result<(), TooLarge> {
     }
 }
 
-fn at_most(what: &'static str, count: usize, max: usize) -> Result<(), TooLarge> {
+pub(crate) fn at_most(what: &'static str, count: usize, max: usize) -> Result<(), TooLarge> {
     let (count, max) = (count as u64, max as u64);
     if count <= max { Ok(()) } else { Err(TooLarge { what, count, max }) }
 }

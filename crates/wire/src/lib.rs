@@ -24,11 +24,11 @@
 //!
 //! For pins of others, as long as those are held: [`Pin`](Request::Pin) (as its [`Wait`] says),
 //! [`Read`](Request::Read), [`Change`](Request::Change) (but not `SetLen`), [`Flush`](Request::Flush),
-//! [`Sync`](Request::Sync), [`FlushAll`](Request::FlushAll). For copies and the storage only:
+//! [`Sync`](Request::Sync), [`FlushAll`](Request::FlushAll), [`Touch`](Request::Touch). For copies and the storage only:
 //! [`Open`](Request::Open), [`Close`](Request::Close), [`Release`](Request::Release),
 //! [`Prefetch`](Request::Prefetch), [`Evict`](Request::Evict), [`Drop`](Request::Drop),
 //! [`Fault`](Request::Fault), [`Len`](Request::Len), [`Coherence`](Request::Coherence),
-//! [`Placement`](Request::Placement). The others are answered at once. So a client may have one thread
+//! [`Placement`](Request::Placement), [`MapIn`](Request::MapIn), [`MapOut`](Request::MapOut). The others are answered at once. So a client may have one thread
 //! waiting for a pin and another release what it waits for, over the same socket.
 //!
 //! # Limits
@@ -62,6 +62,7 @@
 mod bytes;
 mod codec;
 mod failure;
+mod mapping;
 mod reply;
 mod request;
 mod span;
@@ -69,6 +70,9 @@ mod stores;
 
 pub use codec::{Malformed, TooLarge, decode_call, decode_return, encode_call, encode_return};
 pub use failure::{DeviceFailure, Failure};
+pub use mapping::{
+    Ask, MapId, STORED_RUNS_MAX, Task, Told, decode_ask, decode_told, encode_ask, encode_told,
+};
 pub use reply::{
     Coherence, Counter, Device, Limits, PageState, Released, Reply, Return, Run, SessionUse,
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Span, Stores};
+use crate::{MapId, Span, Stores};
 
 /// A request and the number by which its answer is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,17 @@ pub enum Request {
         pin: PinId,
         /// As in [`Pin`](Request::Pin).
         owner: Option<u32>,
+    },
+    /// Tells what the device stored under a pin for writing that the session holds, in the message itself: for a client
+    /// that cannot make the memory for [`Release`](Request::Release). [`Reply::Done`](crate::Reply::Done).
+    Store {
+        /// Which pin.
+        pin: PinId,
+        /// At which byte of the file.
+        offset: u64,
+        /// At most [`DATA_BYTES_MAX`](crate::DATA_BYTES_MAX).
+        #[serde(with = "crate::bytes")]
+        bytes: Vec<u8>,
     },
     /// Tells what the device stored, and ends pins. [`Reply::Released`](crate::Reply::Released): the pins are gone
     /// whatever it says.
@@ -189,6 +200,46 @@ pub enum Request {
         /// Which file.
         file: FileId,
     },
+    /// The description of the file that the daemon has itself, to be mapped: it counts as nobody else's.
+    /// [`Reply::Done`](crate::Reply::Done), with a descriptor if the daemon gives it to this client and it is not open
+    /// for more than the client's is.
+    Description {
+        /// Which file.
+        file: FileId,
+    },
+    /// Brings a socket on which the client answers what is asked of its mappings ([`Ask`](crate::Ask)); once.
+    /// [`Reply::Done`](crate::Reply::Done).
+    Callbacks,
+    /// Tells of a mapping. The daemon asks for its pages to be trapped as they must be, on the socket of
+    /// [`Callbacks`](Request::Callbacks), before it answers [`Reply::Done`](crate::Reply::Done).
+    MapIn {
+        /// The client's name for it.
+        map: MapId,
+        /// Which file.
+        file: FileId,
+        /// Which bytes: whole pages.
+        span: Span,
+        /// Stores are possible.
+        writable: bool,
+    },
+    /// The mapping goes: the daemon asks for its last stores before it answers
+    /// [`Reply::Done`](crate::Reply::Done).
+    MapOut {
+        /// Which mapping.
+        map: MapId,
+    },
+    /// An access of a trapped page waits: brings it home. [`Reply::Done`](crate::Reply::Done) when it may go on. If it
+    /// never may, the daemon asks for it to be expelled, and says why.
+    Touch {
+        /// Which mapping.
+        map: MapId,
+        /// Which byte of the file.
+        at: u64,
+        /// The thread that waits, as in [`Pin`](Request::Pin).
+        owner: Option<u32>,
+        /// The access cannot be told that it failed, only expelled.
+        expel: bool,
+    },
 }
 
 impl Request {
@@ -196,7 +247,9 @@ impl Request {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         match self {
-            Request::Open { .. } | Request::Release { stores: Some(_), .. } => 1,
+            Request::Open { .. }
+            | Request::Release { stores: Some(_), .. }
+            | Request::Callbacks => 1,
             _ => 0,
         }
     }

@@ -28,6 +28,10 @@ fn file() -> impl Strategy<Value = FileId> {
     number().prop_map(FileId)
 }
 
+fn map() -> impl Strategy<Value = MapId> {
+    number().prop_map(MapId)
+}
+
 fn pin() -> impl Strategy<Value = PinId> {
     number().prop_map(PinId)
 }
@@ -105,6 +109,13 @@ fn of_file() -> impl Strategy<Value = Request> {
         file().prop_map(|file| Request::Coherence { file }),
         (file(), span()).prop_map(|(file, span)| Request::Placement { file, span }),
         file().prop_map(|file| Request::Drop { file }),
+        file().prop_map(|file| Request::Description { file }),
+        Just(Request::Callbacks),
+        (map(), file(), span(), any::<bool>())
+            .prop_map(|(map, file, span, writable)| Request::MapIn { map, file, span, writable }),
+        map().prop_map(|map| Request::MapOut { map }),
+        (map(), number(), owner(), any::<bool>())
+            .prop_map(|(map, at, owner, expel)| Request::Touch { map, at, owner, expel }),
     ]
 }
 
@@ -113,6 +124,8 @@ fn of_session() -> impl Strategy<Value = Request> {
         any::<u32>().prop_map(|version| Request::Hello { version }),
         (text(), any::<bool>()).prop_map(|(name, writable)| Request::Open { name, writable }),
         (pin(), owner()).prop_map(|(pin, owner)| Request::SetOwner { pin, owner }),
+        (pin(), number(), vec(any::<u8>(), 0..40))
+            .prop_map(|(pin, offset, bytes)| Request::Store { pin, offset, bytes }),
         (list(release()), option::of(stores()))
             .prop_map(|(pins, stores)| Request::Release { pins, stores }),
         (pin(), number()).prop_map(|(pin, at)| Request::Fault { pin, at }),
