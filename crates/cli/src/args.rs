@@ -231,7 +231,7 @@ Example: pageferry bench guards --size 4g --rounds 5";
 #[derive(Debug, clap::Args)]
 #[command(after_help = BENCH_HELP)]
 pub(crate) struct BenchArgs {
-    /// Which: load, writeback, repin, moved, records, native, trap, guards. Default: all.
+    /// Which: load, writeback, repin, moved, records, native, trap, guards, attach, request, crowd. Default: all.
     pub(crate) names: Vec<String>,
     /// Bytes of the file worked on.
     #[arg(long, value_parser = size::parse, default_value = "512m")]

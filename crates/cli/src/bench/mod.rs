@@ -9,6 +9,7 @@ mod native;
 mod outsider;
 mod pins;
 mod report;
+mod share;
 mod trap;
 
 use std::io::Write;
@@ -71,7 +72,7 @@ impl Figure {
 
 type Bench = fn(&Ground) -> anyhow::Result<Vec<Row>>;
 
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 11] = [
     ("load", |g| copies::load(g).map(rows)),
     ("writeback", |g| copies::write_back(g).map(rows)),
     ("repin", |g| pins::repin(g).map(rows)),
@@ -80,6 +81,9 @@ const BENCHES: [(&str, Bench); 8] = [
     ("native", |g| native::native(g).map(rows)),
     ("trap", |g| trap::trap(g).map(rows)),
     ("guards", guards::guards),
+    ("attach", |g| share::attached(g).map(rows)),
+    ("request", |g| share::asked(g).map(rows)),
+    ("crowd", |g| share::crowd(g).map(rows)),
 ];
 
 fn rows(figures: Vec<Figure>) -> Vec<Row> {
