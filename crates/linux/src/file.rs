@@ -110,6 +110,19 @@ impl HostFile {
         HostFile::own(shared, writable, false)
     }
 
+    /// Takes a description that somebody else has opened and goes on using, as it is.
+    ///
+    /// # Errors
+    /// As [`from_fd`](Self::from_fd), for a descriptor that cannot be reopened.
+    pub fn shared(fd: OwnedFd) -> Result<HostFile, OpenError> {
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(|e| OpenError::os("fcntl(F_GETFL)", e))?;
+        match flags & OFlags::RWMODE {
+            _ if flags.contains(OFlags::PATH) => Err(OpenError::PathOnly),
+            OFlags::WRONLY => Err(OpenError::WriteOnly),
+            mode => HostFile::own(fd, mode == OFlags::RDWR, false),
+        }
+    }
+
     /// Opens it once more: a new description, also private, in the same access mode.
     ///
     /// # Errors

@@ -140,6 +140,24 @@ impl Socket {
         Ok(rustix::net::sockopt::set_socket_timeout(&self.fd, Timeout::Send, timeout)?)
     }
 
+    /// How long a [recv](Self::recv) waits for a packet, which then fails with `WouldBlock`; `None`: for ever, as it is
+    /// at first.
+    ///
+    /// # Errors
+    /// `EINVAL` for no time at all, `EDOM` for too much.
+    pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_socket_timeout(&self.fd, Timeout::Recv, timeout)?)
+    }
+
+    /// A descriptor that somebody has sent, if it is a Unix socket of packets. Never waits.
+    #[must_use]
+    pub fn received(fd: OwnedFd) -> Option<Socket> {
+        use rustix::net::{AddressFamily, SocketType, sockopt};
+        let kind = sockopt::socket_type(&fd).ok()?;
+        let domain = sockopt::socket_domain(&fd).ok()?;
+        (kind == SocketType::SEQPACKET && domain == AddressFamily::UNIX).then_some(Socket { fd })
+    }
+
     /// Waits for a packet and puts it into `buf`, and its descriptors, which close on exec, into `fds` (which is
     /// emptied first). At most `max_fds` are taken, and never more than 64.
     ///

@@ -53,6 +53,13 @@ impl Backing {
         Some(Arc::clone(&current))
     }
 
+    /// Another description takes over.
+    pub(crate) fn replace(&self, io: HostFile) -> Arc<HostFile> {
+        let io = Arc::new(io);
+        *self.io.write() = Arc::clone(&io);
+        io
+    }
+
     /// The device address of a byte, reserving its region if need be.
     pub(crate) fn reserve(&self, device: &dyn Device, at: u64) -> Result<DeviceAddr, DeviceError> {
         let mut regions = self.regions.lock();

@@ -17,6 +17,7 @@ mod device;
 mod file;
 mod frames;
 mod link;
+mod maps;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -34,10 +35,12 @@ use crate::{Error, Result, Stats};
 use device::RemoteDevice;
 use file::{RemoteFile, Writing};
 use link::{Link, unexpected};
+use maps::Maps;
 
 /// A daemon's cache.
 pub(crate) struct Connected {
     link: Arc<Link>,
+    maps: Arc<Maps>,
     device: Arc<dyn Device>,
     frame_bytes: u64,
     memory_bytes: u64,
@@ -56,16 +59,23 @@ impl Connected {
                 }
                 let device = Arc::new(RemoteDevice::new(device));
                 let failed_releases = AtomicU64::new(0);
-                Ok(Connected { link, device, frame_bytes, memory_bytes, failed_releases })
+                let maps = Arc::new(Maps::new(Arc::clone(&link)));
+                Ok(Connected { link, maps, device, frame_bytes, memory_bytes, failed_releases })
             }
             reply => Err(unexpected(&reply)),
         }
     }
 
-    fn opened(&self, fd: BorrowedFd<'_>, name: String, writing: Writing) -> Result<RemoteFile> {
+    fn opened(
+        &self,
+        fd: BorrowedFd<'_>,
+        (place, name): (Place, String),
+        writing: Writing,
+    ) -> Result<RemoteFile> {
         let writable = matches!(writing, Writing::Open);
         let file = self.link.open(fd, &name, writable)?;
-        Ok(RemoteFile::new(Arc::clone(&self.link), file, name, writing, self.frame_bytes))
+        let (link, maps) = (Arc::clone(&self.link), Arc::clone(&self.maps));
+        Ok(RemoteFile::new(link, maps, file, (place, name), writing, self.frame_bytes))
     }
 }
 
@@ -81,10 +91,10 @@ impl CacheService for Connected {
         let io = place.open(writable && !later).map_err(|e| open_error(&name, e))?;
         let writing = match (writable, later) {
             (false, _) => Writing::No,
-            (true, true) => Writing::Later(place),
+            (true, true) => Writing::Later,
             (true, false) => Writing::Open,
         };
-        Ok(Arc::new(self.opened(io.as_fd(), name, writing)?))
+        Ok(Arc::new(self.opened(io.as_fd(), (place, name), writing)?))
     }
 
     fn open_fd(&self, fd: BorrowedFd<'_>) -> Result<Arc<dyn FileService>> {
@@ -93,7 +103,9 @@ impl CacheService for Connected {
         let name = format!("file descriptor {}", fd.as_raw_fd());
         let writable = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?.is_writable();
         let writing = if writable { Writing::Open } else { Writing::No };
-        Ok(Arc::new(self.opened(fd, name, writing)?))
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let place = Place::find(Path::new(&path)).map_err(|e| open_error(&name, e))?;
+        Ok(Arc::new(self.opened(fd, (place, name), writing)?))
     }
 
     fn device(&self) -> &Arc<dyn Device> {

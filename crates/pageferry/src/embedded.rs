@@ -122,6 +122,15 @@ impl Embedded {
         Ok(())
     }
 
+    fn take_new_description(&self, backing: &Backing) -> Result<()> {
+        let guards = &self.shared.guards;
+        // The gate would be asked about what is done through a description that it has seen opened.
+        guards.lower_gate(backing.key);
+        let io = backing.io().again().map_err(|e| open_error(&backing.name, e))?;
+        guards.replace(backing.key, &backing.replace(io));
+        Ok(())
+    }
+
     fn handle(&self, backing: Arc<Backing>, name: String, writable: bool) -> Result<Opening> {
         let gone = || Error::InvalidArgument("the cache is being dropped".into());
         let cache = self.this.upgrade().ok_or_else(gone)?;

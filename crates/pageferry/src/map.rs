@@ -22,7 +22,40 @@ const TRIES_AT_ONCE: u32 = 100;
 const TRIES_PAUSE: Duration = Duration::from_micros(100);
 const TRIES_MAX: u32 = 10_000;
 
-/// A mapping as the engine's actions reach it. Ranges are in bytes of the file.
+/// A mapping as the engine's actions reach it, in this process or in a client's. Ranges are in bytes of the file.
+pub(crate) trait Trappable: Send + Sync {
+    /// Makes accesses of a range wait, and tells which pages were stored to before: `None` if nobody can tell.
+    fn trap(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>>;
+
+    /// Lets accesses of a range reach the file again.
+    fn untrap(&self, range: &Range<u64>) -> Result<()>;
+
+    /// Ends the waiting for a page with an error, and makes later accesses wait again.
+    fn expel(&self, at: u64) -> Result<()>;
+
+    /// The parts of the range stored to since last asked, `None` if nobody can tell.
+    fn scan_stores(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>>;
+}
+
+/// A mapping of which the engine knows.
+#[derive(Clone)]
+pub(crate) enum AnyMap {
+    /// In this process.
+    Here(Arc<Mapped>),
+    /// In another.
+    There(Arc<dyn Trappable>),
+}
+
+impl AnyMap {
+    pub(crate) fn trappable(&self) -> &dyn Trappable {
+        match self {
+            AnyMap::Here(mapped) => &**mapped,
+            AnyMap::There(map) => &**map,
+        }
+    }
+}
+
+/// A mapping of this process.
 pub(crate) struct Mapped {
     pub(crate) file: FileKey,
     pub(crate) map: FileMap,
@@ -55,7 +88,9 @@ impl Mapped {
         let start = self.map.file_offset();
         start..start + self.map.len() as u64
     }
+}
 
+impl Trappable for Mapped {
     /// Makes accesses of a range wait, and tells which pages were stored to before: `None` if nobody
     /// can tell.
     ///
@@ -64,7 +99,7 @@ impl Mapped {
     /// before the question to after the trap, there was none. (The fault of such a store takes the mark
     /// off its page first, then moves the times, and only then makes the page writable: a store that the
     /// question missed moves the times after it.)
-    pub(crate) fn trap(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
+    fn trap(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
         let trap = || self.map.trap(&self.uffd, self.inside(range)).map_err(map_error);
         let io = self.map.file();
         if !self.map.is_writable() {
@@ -82,12 +117,12 @@ impl Mapped {
         Ok(stored.filter(|_| before.is_some() && before == times()))
     }
 
-    pub(crate) fn untrap(&self, range: &Range<u64>) -> Result<()> {
+    fn untrap(&self, range: &Range<u64>) -> Result<()> {
         self.map.untrap(&self.uffd, self.inside(range)).map_err(map_error)
     }
 
     /// Ends the waiting for a page with an error, and makes later accesses wait again.
-    pub(crate) fn expel(&self, at: u64) -> Result<()> {
+    fn expel(&self, at: u64) -> Result<()> {
         let page = self.inside(&(at & !4095..(at & !4095) + 4096));
         self.map.poison(&self.uffd, page.clone()).map_err(map_error)?;
         // Time for the woken thread to meet the error. If it is slower than that, it waits again
@@ -97,7 +132,7 @@ impl Mapped {
     }
 
     /// The parts of the range stored to since last asked, `None` if nobody can tell.
-    pub(crate) fn scan_stores(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
+    fn scan_stores(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
         let base = self.map.file_offset();
         let in_file = |r: Range<usize>| base + r.start as u64..base + r.end as u64;
         Ok(match self.map.scan_stores(self.inside(range)).map_err(map_error)? {

@@ -91,11 +91,13 @@ impl Shared {
             }
             Action::Measure { file } => Ok(Reply::Measured(self.backing(*file)?.bytes()?)),
             Action::ScanStores { map, range, .. } => {
-                Ok(Reply::Stored(self.mapped(*map)?.scan_stores(range)?))
+                Ok(Reply::Stored(self.mapped(*map)?.trappable().scan_stores(range)?))
             }
-            Action::Trap { map, range, .. } => Ok(Reply::Stored(self.mapped(*map)?.trap(range)?)),
+            Action::Trap { map, range, .. } => {
+                Ok(Reply::Stored(self.mapped(*map)?.trappable().trap(range)?))
+            }
             Action::Untrap { map, range, .. } => {
-                self.mapped(*map)?.untrap(range)?;
+                self.mapped(*map)?.trappable().untrap(range)?;
                 Ok(Reply::Done)
             }
             Action::Allocate { file, folio } => self.allocate(*file, *folio),
@@ -122,14 +124,14 @@ impl Shared {
                 Ok(Reply::Changed { after, error: made.err() })
             }
             Action::Expel { map, at, .. } => {
-                self.mapped(*map)?.expel(*at)?;
+                self.mapped(*map)?.trappable().expel(*at)?;
                 Ok(Reply::Done)
             }
             Action::MapIn { map, traps, .. } => {
                 let mapped = self.mapped(*map)?;
                 for trap in traps {
                     // Nobody knows its address yet: nothing was stored through it.
-                    mapped.trap(trap)?;
+                    mapped.trappable().trap(trap)?;
                 }
                 Ok(Reply::Done)
             }

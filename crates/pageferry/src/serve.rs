@@ -24,6 +24,7 @@ mod answer;
 mod held;
 mod kept;
 mod limits;
+mod maps;
 mod release;
 mod session;
 

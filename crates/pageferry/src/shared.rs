@@ -22,7 +22,7 @@ use pageferry_engine::{
 
 use crate::backing::Backing;
 use crate::guard::Guards;
-use crate::map::Mapped;
+use crate::map::AnyMap;
 use crate::trap::{Fault, TrapService};
 use crate::{CacheConfig, Error, Result, Wait};
 
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
     pub(crate) guards: Guards,
     pub(crate) budget_frames: u64,
     pub(crate) files: RwLock<HashMap<FileKey, Arc<Backing>>>,
-    pub(crate) maps: RwLock<HashMap<MapKey, Arc<Mapped>>>,
+    pub(crate) maps: RwLock<HashMap<MapKey, AnyMap>>,
     map_keys: AtomicU64,
     /// Opened with the first writable mapping.
     pub(crate) tracker: Mutex<Option<Arc<StoreTracker>>>,

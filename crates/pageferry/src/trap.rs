@@ -12,7 +12,7 @@ use std::time::Duration;
 use pageferry_engine::{OpKey, Refusal, Request, Step};
 use pageferry_linux::{Event, Uffd, Wakeup};
 
-use crate::map::Mapped;
+use crate::map::{AnyMap, Mapped};
 use crate::shared::{Shared, Tally};
 use crate::{Error, Result};
 
@@ -28,7 +28,7 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// The same thread waits for the same page.
-    fn is_again(&self, other: &Fault) -> bool {
+    pub(crate) fn is_again(&self, other: &Fault) -> bool {
         self.tid == other.tid && self.addr & !4095 == other.addr & !4095
     }
 }
@@ -134,8 +134,11 @@ impl Shared {
                 if serving.iter().any(|s| !s.expelling && s.fault.is_again(&fault)) {
                     continue;
                 }
-                let find = |m: &&Arc<Mapped>| m.map.offset_of(fault.addr).is_some();
-                let found = self.maps.read().values().find(find).cloned();
+                let here = |m: &AnyMap| match m {
+                    AnyMap::Here(m) if m.map.offset_of(fault.addr).is_some() => Some(Arc::clone(m)),
+                    _ => None,
+                };
+                let found = self.maps.read().values().find_map(here);
                 // No mapping of ours any more: whoever waits there finds out by retrying.
                 let Some(mapped) = found else { continue };
                 let inside = mapped.map.offset_of(fault.addr).unwrap_or(0);

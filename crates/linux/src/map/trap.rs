@@ -176,6 +176,12 @@ impl FileMap {
         self.shape.read().away.around(at).is_some()
     }
 
+    /// The first byte of a range that is away. Not for the reader, either.
+    #[must_use]
+    pub fn first_away(&self, range: Range<usize>) -> Option<usize> {
+        self.shape.read().away.within(range).first().map(|away| away.start)
+    }
+
     /// The map belongs to the first userfaultfd it was trapped with, whose readers must not call.
     fn check_uffd(&self, uffd: &Arc<Uffd>) -> Result<(), MapError> {
         if !uffd.is_ours() {

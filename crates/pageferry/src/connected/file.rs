@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use pageferry_device::DeviceAddr;
 use pageferry_engine::{Owner, PinKey};
-use pageferry_linux::{MemoryWriter, Place, SealedMemory};
+use pageferry_linux::{HostFile, MemoryWriter, Place, SealedMemory};
 use pageferry_wire::{self as wire, FileId, PinId, Reply, Request, Span, Stores};
 
 use super::frames::{Frames, Holder, ReadWindows};
-use super::link::{Link, thread, unexpected};
+use super::link::{Link, Replied, thread, unexpected};
+use super::maps::Maps;
 use crate::embedded::open_error;
 use crate::error::os_error;
 use crate::map::MapService;
@@ -26,6 +27,9 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// One opening.
 pub(super) struct RemoteFile {
     link: Arc<Link>,
+    maps: Arc<Maps>,
+    /// To open it once more.
+    place: Place,
     id: FileId,
     name: String,
     writable: bool,
@@ -39,7 +43,7 @@ pub(super) struct RemoteFile {
 pub(super) enum Writing {
     No,
     /// When the first write needs it.
-    Later(Place),
+    Later,
     /// It is.
     Open,
 }
@@ -47,7 +51,7 @@ pub(super) enum Writing {
 /// As what the daemon knows the file that is written to.
 enum Written {
     Not,
-    Later(Place),
+    Later,
     As(FileId),
 }
 
@@ -68,19 +72,20 @@ struct RemotePin {
 impl RemoteFile {
     pub(super) fn new(
         link: Arc<Link>,
+        maps: Arc<Maps>,
         id: FileId,
-        name: String,
+        (place, name): (Place, String),
         writing: Writing,
         frame_bytes: u64,
     ) -> RemoteFile {
         let (windows, pins) = (ReadWindows::default(), Mutex::default());
         let (writable, written) = match writing {
             Writing::No => (false, Written::Not),
-            Writing::Later(place) => (true, Written::Later(place)),
+            Writing::Later => (true, Written::Later),
             Writing::Open => (true, Written::As(id)),
         };
         let writing = Mutex::new(written);
-        RemoteFile { link, id, name, writable, writing, frame_bytes, windows, pins }
+        RemoteFile { link, maps, place, id, name, writable, writing, frame_bytes, windows, pins }
     }
 
     /// The file to be written to, opened for that if it was not yet.
@@ -90,13 +95,31 @@ impl RemoteFile {
         let id = match &*writing {
             Written::Not => return Err(Error::ReadOnly(self.name.clone())),
             Written::As(id) => return Ok(*id),
-            Written::Later(place) => {
-                let io = place.open(true).map_err(|e| open_error(&self.name, e))?;
+            Written::Later => {
+                let io = self.place.open(true).map_err(|e| open_error(&self.name, e))?;
                 self.link.open(io.as_fd(), &self.name, true)?
             }
         };
         *writing = Written::As(id);
         Ok(id)
+    }
+
+    /// A description to map: the daemon's own, which counts as nobody else's, or else one of ours.
+    fn description(&self, file: FileId) -> Result<Arc<HostFile>> {
+        let Replied { reply, descriptors } = self.link.call(Request::Description { file }, None)?;
+        if reply != Reply::Done {
+            return Err(unexpected(&reply));
+        }
+        let io = match descriptors.into_iter().next() {
+            Some(lent) => HostFile::shared(lent),
+            None => self.place.open(file != self.id || self.opened_writable()),
+        };
+        Ok(Arc::new(io.map_err(|e| open_error(&self.name, e))?))
+    }
+
+    /// What the daemon knows as `id` is open for writing.
+    fn opened_writable(&self) -> bool {
+        matches!(*self.writing.lock(), Written::As(id) if id == self.id)
     }
 
     fn held(&self, pin: PinKey) -> Result<Arc<RemotePin>> {
@@ -159,20 +182,42 @@ impl RemoteFile {
         Ok(keys)
     }
 
-    /// Tells the daemon what was stored under a pin. All but the last message's worth.
-    fn tell_stores(&self, pin: &RemotePin) -> Result<Option<(Stores, SealedMemory)>> {
+    /// Tells the daemon what was stored under a pin; the last message's worth is for the release to take along.
+    fn tell_stores(&self, key: PinKey, pin: &RemotePin) -> Result<Option<(Stores, SealedMemory)>> {
         let window = pin.stores.as_ref().and_then(|stores| stores.lock().clone());
         let Some(window) = window else { return Ok(None) };
         let stored = window.stored(&pin.range)?;
-        let mut rest = stored.as_slice();
-        while rest.len() as u64 > wire::STORE_RUNS_MAX {
-            let (now, later) = rest.split_at(wire::STORE_RUNS_MAX as usize);
-            let (stores, memory) = self.pack(&window, now)?;
-            let request = Request::Release { pins: Vec::new(), stores: Some(stores) };
-            self.link.call(request, Some(memory.as_fd()))?;
-            rest = later;
+        let mut packed = None;
+        for runs in stored.chunks(wire::STORE_RUNS_MAX as usize) {
+            if let Some((stores, memory)) = packed.take() {
+                self.tell(stores, &memory)?;
+            }
+            match self.pack(&window, runs) {
+                Ok(some) => packed = Some(some),
+                // A process that may write no file of that size, say.
+                Err(Error::Os { .. }) => self.tell_inline(key, &window, runs)?,
+                Err(error) => return Err(error),
+            }
         }
-        if rest.is_empty() { Ok(None) } else { self.pack(&window, rest).map(Some) }
+        Ok(packed)
+    }
+
+    fn tell(&self, stores: Stores, memory: &SealedMemory) -> Result<()> {
+        let request = Request::Release { pins: Vec::new(), stores: Some(stores) };
+        self.link.call(request, Some(memory.as_fd())).map(drop)
+    }
+
+    fn tell_inline(&self, pin: PinKey, window: &Frames, runs: &[Range<u64>]) -> Result<()> {
+        for run in runs {
+            for offset in run.clone().step_by(wire::DATA_BYTES_MAX) {
+                let len = (run.end - offset).min(wire::DATA_BYTES_MAX as u64);
+                let mut bytes = vec![0; len as usize];
+                read_stored(window, offset, &mut bytes);
+                let pin = PinId(pin.0);
+                self.link.ask_done(Request::Store { pin, offset, bytes })?;
+            }
+        }
+        Ok(())
     }
 
     /// What was stored under pins of this opening's is away, though the daemon does not know of it yet.
@@ -209,14 +254,7 @@ impl RemoteFile {
             let mut at = run.start;
             while at < run.end {
                 let piece = &mut buf[..(run.end - at).min(PIECE_BYTES) as usize];
-                // A page that has been cut off meanwhile cannot be read any more; the daemon drops it anyway.
-                let mut from = 0;
-                while let Err(stop) = window.read_stored(at + from as u64, &mut piece[from..]) {
-                    let page = (at + (from + stop.done) as u64) / 4096 * 4096;
-                    let next = ((page + 4096 - at) as usize).min(piece.len());
-                    piece[from + stop.done..next].fill(0);
-                    from = next;
-                }
+                read_stored(window, at, piece);
                 memory.append(piece).map_err(|e| failed(&e))?;
                 at += piece.len() as u64;
             }
@@ -275,7 +313,7 @@ impl FileService for RemoteFile {
         self.link.not_forked()?;
         let gone = || Error::InvalidArgument("the pin is released".into());
         let held = self.pins.lock().held.remove(&pin).ok_or_else(gone)?;
-        let stored = self.tell_stores(&held);
+        let stored = self.tell_stores(pin, &held);
         let (stores, memory, failed) = match stored {
             Ok(Some((stores, memory))) => (Some(stores), Some(memory), None),
             Ok(None) => (None, None, None),
@@ -406,8 +444,11 @@ impl FileService for RemoteFile {
         Ok(placed)
     }
 
-    fn map(&self, _range: Range<u64>, _writable: bool) -> Result<Box<dyn MapService>> {
-        Err(Error::Unsupported("mapping a file through a daemon".into()))
+    fn map(&self, range: Range<u64>, writable: bool) -> Result<Box<dyn MapService>> {
+        // The description for reading would count as another user's beside the one for writing.
+        let file = if self.writable { self.writer()? } else { self.id };
+        let io = self.description(file)?;
+        self.maps.map_in(file, &io, range, writable)
     }
 
     fn close(&self) -> Result<()> {
@@ -435,4 +476,16 @@ fn cut(placed: Placement, away: &Range<u64>) -> Vec<Placement> {
         part(inside.end..range.end, state),
     ];
     parts.into_iter().filter(|p| !p.range.is_empty()).collect()
+}
+
+/// Copies what was stored. A page that has been cut off meanwhile cannot be read any more; the daemon drops it
+/// anyway.
+fn read_stored(window: &Frames, at: u64, buf: &mut [u8]) {
+    let mut from = 0;
+    while let Err(stop) = window.read_stored(at + from as u64, &mut buf[from..]) {
+        let page = (at + (from + stop.done) as u64) / 4096 * 4096;
+        let next = ((page + 4096 - at) as usize).min(buf.len());
+        buf[from + stop.done..next].fill(0);
+        from = next;
+    }
 }

@@ -89,7 +89,15 @@ impl Frames {
         while at < range.end {
             let folio_end = (at / self.frame_bytes + 1) * self.frame_bytes;
             let len = range.end.min(folio_end) - at;
-            self.map_folios(holder, at..range.end)?;
+            if !self.map_folios(holder, at..range.end)? {
+                // Cut off: the daemon knows.
+                holder.link.ask_done(Request::Fault { pin: holder.pin, at })?;
+                refaults += 1;
+                if refaults > REFAULTS_MAX {
+                    return Err(Error::KernelFailed(format!("byte {at} has no frame")));
+                }
+                continue;
+            }
             let inside = at - self.start();
             let accessed = match piece {
                 Piece::Load(buf, _) => self.window.load(inside, &mut buf[..len as usize]),
@@ -107,9 +115,11 @@ impl Frames {
                 Some(_) if refaults > REFAULTS_MAX => {
                     return Err(Error::KernelFailed(format!("byte {at} cannot be served")));
                 }
-                // Cut off, or spoilt: the daemon knows.
+                // Cut off, or spoilt: the daemon knows. If it says neither, a cut has cost the pin its frame, and
+                // there is another.
                 Some(StopReason::NotPresent) => {
                     holder.link.ask_done(Request::Fault { pin: holder.pin, at })?;
+                    self.forget(at);
                 }
                 // Another pin found that the frame has changed.
                 Some(StopReason::NotAttached) => self.forget(at),
@@ -125,12 +135,13 @@ impl Frames {
         self.known.lock().frames.remove(&index);
     }
 
-    /// Sees to it that the folio of a range's first byte is mapped, and some of the next ones.
-    fn map_folios(&self, holder: Holder<'_>, range: Range<u64>) -> Result<()> {
+    /// Sees to it that the folio of a range's first byte is mapped, and some of the next ones. `false`: it has no
+    /// frame.
+    fn map_folios(&self, holder: Holder<'_>, range: Range<u64>) -> Result<bool> {
         let first = range.start / self.frame_bytes - self.first_folio;
         let mut known = self.known.lock();
         if known.frames.get(&first).is_some_and(|frame| frame.layout >= holder.layout) {
-            return Ok(());
+            return Ok(true);
         }
         // As many as this access needs, and more for those who go on where they were.
         let behind = (range.end.div_ceil(self.frame_bytes) - self.first_folio).max(first + 1);
@@ -165,10 +176,7 @@ impl Frames {
                 serial => drop(known.frames.insert(index, Frame { serial, layout })),
             }
         }
-        match known.frames.contains_key(&first) {
-            true => Ok(()),
-            false => Err(Error::InvalidArgument("the pin is released".into())),
-        }
+        Ok(known.frames.contains_key(&first))
     }
 
     /// Lets go of frames that were looked up before `layout`, but for those of pinned folios: what was evicted since

@@ -1,6 +1,7 @@
 //! One opening of a file in a cache of this process.
 
 use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,12 +12,15 @@ use pageferry_linux::HostFile;
 
 use super::Embedded;
 use crate::backing::Backing;
-use crate::error::file_error;
+use crate::error::{file_error, os_error};
 use crate::file::not_granted;
 use crate::map::MapService;
 use crate::service::{FileChange, FileService, Piece, Released};
 use crate::shared::Caller;
 use crate::{After, Coherence, Error, PinMode, Placement, Result, Segment, Wait};
+
+/// A file that loses frames so often while one is being exported is short of memory.
+const EXPORT_TRIES_MAX: u32 = 1000;
 
 /// One opening.
 pub(crate) struct Opening {
@@ -71,22 +75,45 @@ impl Opening {
         resident() && self.backing.io().observe().is_ok_and(|seen| seen.nlink > 0)
     }
 
+    /// The cache's own description, if it is open for no more than this opening is.
+    pub(crate) fn description(&self) -> Result<Option<OwnedFd>> {
+        let io = self.backing.io();
+        if (io.is_writable() && !self.writable) || !io.is_private() {
+            return Ok(None);
+        }
+        let lent = io.as_fd().try_clone_to_owned();
+        lent.map(Some).map_err(|e| os_error("lending a description", &e))
+    }
+
+    /// The cache takes another description of the file. Who still has the one before is somebody else from now on.
+    pub(crate) fn take_new_description(&self) -> Result<()> {
+        self.cache.take_new_description(&self.backing)
+    }
+
     /// Rises when a folio of the file loses its frame.
     pub(crate) fn layout(&self) -> u64 {
         self.backing.layout.load(Ordering::SeqCst)
     }
 
-    /// The memory of a folio's frame, for another process to map. The folio must be pinned.
+    /// The memory of a folio's frame, for another process to map; `None` if it has no frame, or loses it all the
+    /// time.
     pub(crate) fn export(&self, folio: u64) -> Result<Option<ExportedFrame>> {
         let shared = &self.cache.shared;
-        let frame = shared.core.lock().engine.frame(self.backing.key, folio);
-        let export = |frame: pageferry_engine::FrameId| {
-            shared.device.export_frame(pageferry_device::FrameId(frame.0)).map_err(Error::Device)
-        };
-        frame.map(export).transpose()
+        for _ in 0..EXPORT_TRIES_MAX {
+            // A pin keeps the frame where it is, unless a truncation has cut it off: then it may have been another
+            // file's when it was exported, if this file has lost one meanwhile.
+            let layout = self.layout();
+            let frame = shared.core.lock().engine.frame(self.backing.key, folio);
+            let Some(frame) = frame else { return Ok(None) };
+            let exported = shared.device.export_frame(pageferry_device::FrameId(frame.0));
+            if self.layout() == layout {
+                return exported.map(Some).map_err(Error::Device);
+            }
+        }
+        Ok(None)
     }
 
-    fn caller(&self, owner: Owner) -> Caller<'_> {
+    pub(super) fn caller(&self, owner: Owner) -> Caller<'_> {
         Caller { owner, gone: self.gone.as_deref() }
     }
 

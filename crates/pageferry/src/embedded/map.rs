@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageferry_engine::{MapKey, Request};
+use pageferry_engine::{MapKey, Owner, Request};
 use pageferry_linux::{FileMap, StoreTracker, UffdError};
 
 use super::{Embedded, Opening};
 use crate::backing::Backing;
 use crate::error::os_error;
-use crate::map::{MapService, Mapped};
+use crate::map::{AnyMap, MapService, Mapped, Trappable};
 use crate::perform::map_error;
 use crate::shared::Shared;
 use crate::{Error, Result, Wait};
@@ -33,7 +33,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn mapped(&self, map: MapKey) -> Result<Arc<Mapped>> {
+    pub(crate) fn mapped(&self, map: MapKey) -> Result<AnyMap> {
         let gone = || Error::InvalidArgument("the mapping is gone".into());
         self.maps.read().get(&map).cloned().ok_or_else(gone)
     }
@@ -54,6 +54,8 @@ impl Opening {
         let len = usize::try_from(whole.end - whole.start)
             .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
         let uffd = shared.trap_events()?;
+        // Its stores move the file's times, by which others are judged until now.
+        shared.guards.look(backing.key, u64::MAX)?;
         let io = backing.io();
         let tracker = if writable { shared.store_tracker()? } else { None };
         let map = match &tracker {
@@ -64,24 +66,77 @@ impl Opening {
         // Where the device has copies, stores are tracked from the start: nobody knows the address
         // yet, so what the first scan reports is none. Elsewhere the mapping stays a plain one
         // until the range is pinned.
-        let frame = shared.info.frame_bytes;
-        let resident = shared.core.lock().engine.resident_folios(backing.key, &whole);
-        for folio in resident {
-            let from = (folio * frame).max(whole.start) - whole.start;
-            let to = ((folio + 1) * frame).min(whole.end) - whole.start;
-            map.scan_stores(from as usize..to as usize).map_err(map_error)?;
-        }
         let key = shared.fresh_map_key();
         let mapped = Arc::new(Mapped::new(backing.key, map, key, uffd));
-        shared.maps.write().insert(key, Arc::clone(&mapped));
-        let request =
-            Request::MapIn { file: backing.key, map: key, range: whole.clone(), writable };
+        self.track_stores(&*mapped, &whole)?;
+        self.add_map(key, AnyMap::Here(Arc::clone(&mapped)), whole, writable)?;
+        let (cache, backing) = (Arc::clone(&self.cache), Arc::clone(backing));
+        Ok(Box::new(Mapping { cache, backing, mapped }))
+    }
+
+    /// Has stores tracked where the device has copies.
+    fn track_stores(&self, map: &dyn Trappable, whole: &Range<u64>) -> Result<()> {
+        let shared = &self.cache.shared;
+        let frame = shared.info.frame_bytes;
+        let resident = shared.core.lock().engine.resident_folios(self.backing.key, whole);
+        for folio in resident {
+            let (from, to) = (folio * frame, (folio + 1) * frame);
+            map.scan_stores(&(from.max(whole.start)..to.min(whole.end)))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the engine of a mapping, which is trapped where it must be when this returns.
+    fn add_map(&self, key: MapKey, map: AnyMap, whole: Range<u64>, writable: bool) -> Result<()> {
+        let shared = &self.cache.shared;
+        shared.maps.write().insert(key, map);
+        let file = self.backing.key;
+        let request = Request::MapIn { file, map: key, range: whole.clone(), writable };
         if let Err(refusal) = shared.request(request, Wait::Block) {
             shared.maps.write().remove(&key);
             return Err(shared.explain(refusal, &whole, Wait::Block));
         }
-        let (cache, backing) = (Arc::clone(&self.cache), Arc::clone(backing));
-        Ok(Box::new(Mapping { cache, backing, mapped }))
+        Ok(())
+    }
+
+    /// As [`map_in`](Self::map_in), of a mapping that another process has.
+    pub(crate) fn map_in_another(
+        &self,
+        map: Arc<dyn Trappable>,
+        whole: Range<u64>,
+        writable: bool,
+    ) -> Result<MapKey> {
+        let shared = &self.cache.shared;
+        let key = shared.fresh_map_key();
+        // Its stores move the file's times, by which others are judged until now.
+        shared.guards.look(self.backing.key, u64::MAX)?;
+        self.track_stores(&*map, &whole)?;
+        self.add_map(key, AnyMap::There(map), whole, writable)?;
+        Ok(key)
+    }
+
+    /// Brings home the page of a byte, which an access through a mapping waits for. If it never may, and the access
+    /// can only be expelled, that is done.
+    pub(crate) fn touch(&self, map: MapKey, at: u64, owner: Owner, expel: bool) -> Result<()> {
+        let (shared, file) = (&self.cache.shared, self.backing.key);
+        let touch = Request::Touch { file, at };
+        let touched = shared.request_as(touch, self.caller(owner), Wait::Block, None);
+        let Err(refusal) = touched else { return Ok(()) };
+        let range = at..at.saturating_add(1);
+        if expel {
+            let expelled = shared.request(Request::Expel { file, map, at }, Wait::Block);
+            expelled.map_err(|r| shared.explain(r, &range, Wait::Block))?;
+        }
+        Err(shared.explain(refusal, &range, Wait::Block))
+    }
+
+    /// A mapping goes; the engine learns of its last stores.
+    pub(crate) fn map_out(&self, map: MapKey, range: &Range<u64>) -> Result<()> {
+        let (shared, file) = (&self.cache.shared, self.backing.key);
+        match shared.request(Request::MapOut { file, map }, Wait::Block) {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(shared.explain(refusal, range, Wait::Block)),
+        }
     }
 }
 

@@ -23,7 +23,8 @@ pub(super) fn may_wait(request: &Request) -> bool {
         | Request::Change { .. }
         | Request::Flush { .. }
         | Request::Sync { .. }
-        | Request::FlushAll { .. } => true,
+        | Request::FlushAll { .. }
+        | Request::Touch { .. } => true,
         _ => false,
     }
 }
@@ -66,6 +67,7 @@ impl Session {
                 }
                 Reply::Done
             }
+            Request::Store { pin, offset, bytes } => self.store_inline(pin, offset, &bytes)?,
             Request::Release { pins, stores } => self.release(&pins, stores, descriptors)?,
             Request::Frames { pin, first_folio, known } => {
                 return self.frames(pin, first_folio, &known);
@@ -113,6 +115,13 @@ impl Session {
                 let fit = runs.iter().take(wire::PLACEMENT_RUNS_MAX);
                 Reply::Placement(fit.map(translate::run_out).collect())
             }
+            Request::Description { file } => return self.description(file),
+            Request::Callbacks => self.take_callbacks(descriptors)?,
+            Request::MapIn { map, file, span, writable } => {
+                self.map_in(map, file, span, writable)?
+            }
+            Request::MapOut { map } => self.map_out(map)?,
+            Request::Touch { map, at, owner, expel } => self.touch(map, at, owner, expel)?,
             Request::FlushAll { owner } => self.flush_all(owner)?,
             Request::Stats => Reply::Stats(counters(&self.daemon.cache.stats())),
             Request::Usage => Reply::Usage {
@@ -130,7 +139,7 @@ impl Session {
         thread.map(|thread| self.number << 32 | u64::from(thread))
     }
 
-    fn writable(&self, file: FileId) -> Result<Arc<OpenFile>, Failure> {
+    pub(super) fn writable(&self, file: FileId) -> Result<Arc<OpenFile>, Failure> {
         let file = self.held.file(file)?;
         match file.is_writable() {
             true => Ok(file),

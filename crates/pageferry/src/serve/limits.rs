@@ -19,6 +19,8 @@ pub struct Limits {
     pub files: usize,
     /// Pins that one session holds. Default 65536.
     pub pins: usize,
+    /// Mappings that one session has. Default 4096.
+    pub maps: usize,
     /// Bytes under the pins of one session. Default: no limit but the device's memory.
     pub pinned_bytes: u64,
     /// Bytes under the pins of all sessions of one user. Default: no limit but the device's memory.
@@ -42,6 +44,7 @@ impl Default for Limits {
             sessions_per_user: 256,
             files: 1024,
             pins: 65536,
+            maps: 4096,
             pinned_bytes: u64::MAX,
             pinned_bytes_per_user: u64::MAX,
             requests: 64,

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use pageferry_linux::SealedMemory;
-use pageferry_wire::{self as wire, Failure, Reply, Stores};
+use pageferry_wire::{self as wire, Failure, PinId, Reply, Stores};
 
 use super::held::HeldPin;
 use super::session::{Session, failed};
 use crate::service::{FileService, Piece, Released};
-use crate::{After, Error, translate};
+use crate::{After, Error, PinMode, translate};
 
 /// Bytes of stores that are in this process's memory at once.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -49,6 +49,27 @@ impl Session {
             return Err(failure);
         }
         Ok(Reply::Released { pins: ended })
+    }
+
+    /// Stores under a pin what came with the message.
+    pub(super) fn store_inline(
+        &self,
+        pin: PinId,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Reply, Failure> {
+        let pin = self.held.pin(pin)?;
+        let range = offset..offset.saturating_add(bytes.len() as u64);
+        let key = pin.key.read();
+        let inside = pin.range.start <= range.start && range.end <= pin.range.end;
+        let Some(key) = key.filter(|_| inside && pin.mode != PinMode::Read) else {
+            return Err(Failure::Protocol(format!("no pin for stores to bytes {range:?}")));
+        };
+        match pin.file.access(key, range, &mut Piece::Store(bytes)) {
+            // Lost, as with the others.
+            Ok(()) | Err(Error::PastEof { .. }) => Ok(Reply::Done),
+            Err(error) => Err(translate::failure(error)),
+        }
     }
 
     /// Ends a pin that is off the table.

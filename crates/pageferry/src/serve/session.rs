@@ -16,6 +16,7 @@ use pageferry_wire::{self as wire, Call, Failure, Reply, Request, Return};
 
 use super::held::Held;
 use super::limits::{Limits, beyond};
+use super::maps::Maps;
 use super::{Daemon, answer};
 use crate::error::os_error;
 use crate::sync::Mutex;
@@ -40,6 +41,7 @@ pub(super) struct Session {
     pub(super) gone: Arc<AtomicBool>,
     greeted: AtomicBool,
     pub(super) held: Held,
+    pub(super) maps: Maps,
     crew: Mutex<Crew>,
 }
 
@@ -100,6 +102,7 @@ impl Session {
             gone: Arc::default(),
             greeted: AtomicBool::new(false),
             held: Held::default(),
+            maps: Maps::default(),
             crew: Mutex::default(),
         });
         sessions.open.insert(session.number, Arc::clone(&session));
@@ -261,6 +264,7 @@ impl Session {
                 );
             }
         }
+        self.forget_maps();
         for file in files {
             if let Err(failure) = self.close_file(file) {
                 tracing::error!(

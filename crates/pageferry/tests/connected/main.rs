@@ -33,6 +33,10 @@ mod failures;
 mod fuse;
 #[path = "../suite/guards.rs"]
 mod guards;
+#[path = "../suite/kernel.rs"]
+mod kernel;
+#[path = "../suite/mapping.rs"]
+mod mapping;
 #[path = "../suite/mount.rs"]
 #[allow(dead_code, reason = "the suite uses all of it")]
 mod mount;
@@ -44,10 +48,16 @@ mod parts;
 mod pins;
 #[path = "../suite/proofs.rs"]
 mod proofs;
+#[path = "../suite/rfc.rs"]
+mod rfc;
+#[path = "../suite/slow.rs"]
+mod slow;
 #[path = "../suite/stranger.rs"]
 mod stranger;
 #[path = "../suite/strangers.rs"]
 mod strangers;
+#[path = "../suite/stress.rs"]
+mod stress;
 #[path = "../suite/views.rs"]
 mod views;
 #[path = "../suite/ways.rs"]

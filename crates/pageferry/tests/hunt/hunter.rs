@@ -9,7 +9,7 @@ use pageferry::soft::{SoftConfig, SoftDevice};
 use pageferry::{Cache, CacheConfig, Error, File, Guard, Pin, PinMode};
 
 use crate::board::Board;
-use crate::common::{Dice, FRAME};
+use crate::common::{Dice, FRAME, cache_on, connected};
 use crate::layout::{DIRECT, FAR, FILE_BYTES, HOLES, NEAR, OWN, PAGE, SLOTS, Slot, TAIL, WRITERS};
 use crate::own::Own;
 
@@ -113,12 +113,14 @@ impl Case {
             frame_bytes: FRAME,
             capacity_bytes: 8 * FRAME,
             workers: 2,
+            exportable: connected(),
             ..SoftConfig::default()
         };
         let device = Arc::new(SoftDevice::new(soft).unwrap());
         let config =
             CacheConfig::default().flush_age(Some(Duration::from_millis(50))).guard(self.guard);
-        let cache = Cache::new(device, config).unwrap();
+        let sockets = tempfile::tempdir().unwrap();
+        let (cache, server) = cache_on(device, config, &sockets.path().join("socket"));
         let opened = if self.writable { cache.open(&path) } else { cache.open_read_only(&path) };
         let mut hunter = Hunter {
             board: &board,
@@ -142,6 +144,9 @@ impl Case {
         board.stop();
         others.join();
         hunter.report(self, dir, since.elapsed());
+        drop(hunter);
+        // After those who are connected to it.
+        drop(server);
     }
 }
 

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pageferry::soft::{SoftConfig, SoftDevice};
-use pageferry::{Cache, CacheConfig, Error, File, PinMode};
+use pageferry::{Cache, CacheConfig, Error, File, PinMode, Server};
 
-use crate::common::{Dice, FRAME, same};
+use crate::common::{Dice, FRAME, cache_on, connected, same};
 
 /// Files that it keeps open.
 const KEPT: usize = 6;
@@ -85,9 +85,11 @@ impl Drop for Pest {
 
 struct Hands {
     dir: PathBuf,
-    cache: Cache,
-    dice: Dice,
     open: BTreeMap<PathBuf, File>,
+    cache: Cache,
+    /// Where the cache is, if that is a daemon.
+    _home: (Option<Server>, tempfile::TempDir),
+    dice: Dice,
     tally: Tally,
 }
 
@@ -109,11 +111,21 @@ impl Hands {
             frame_bytes: FRAME,
             capacity_bytes: 32 * FRAME,
             workers: 2,
+            exportable: connected(),
             ..SoftConfig::default()
         };
         let device = Arc::new(SoftDevice::new(soft).unwrap());
-        let cache = Cache::new(device, CacheConfig::default()).unwrap();
-        Hands { dir, cache, dice: Dice(seed), open: BTreeMap::new(), tally: Tally::default() }
+        let sockets = tempfile::tempdir().unwrap();
+        let socket = sockets.path().join("socket");
+        let (cache, server) = cache_on(device, CacheConfig::default(), &socket);
+        Hands {
+            dir,
+            open: BTreeMap::new(),
+            cache,
+            _home: (server, sockets),
+            dice: Dice(seed),
+            tally: Tally::default(),
+        }
     }
 
     fn work(mut self, stop: &AtomicBool) -> Tally {

@@ -251,9 +251,6 @@ fn a_placement_beside_a_write_pin_of_the_same_thread_waits_for_nothing() {
 
 #[test]
 fn a_pin_that_a_truncation_cut_off_makes_nobody_wait_for_its_pages() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let r = rig(8);
     let f = r.file("a", 4 * PAGE);
     let map = f.map(0..4 * PAGE, true).unwrap();

@@ -25,11 +25,6 @@ pub fn connected() -> bool {
     crate::CONNECTED || std::env::var_os("PAGEFERRY_CONNECTED").is_some()
 }
 
-/// Files can be mapped.
-pub fn maps() -> bool {
-    !connected()
-}
-
 pub fn rig(frames: u64) -> Rig {
     // No flusher: what is away stays away until a test says otherwise.
     rig_with(frames, CacheConfig::default().flush_age(None))
@@ -45,17 +40,24 @@ pub fn rig_with(frames: u64, config: CacheConfig) -> Rig {
     };
     let device = Arc::new(SoftDevice::new(soft).unwrap());
     let dir = tempfile::tempdir().unwrap();
+    let (cache, server) = cache_on(device.clone(), config, &dir.path().join("socket"));
+    Rig { cache, device, dir, server }
+}
+
+/// A cache of this process, or that of a daemon at a socket.
+pub fn cache_on(
+    device: Arc<SoftDevice>,
+    config: CacheConfig,
+    socket: &std::path::Path,
+) -> (Cache, Option<Server>) {
     if !connected() {
-        let cache = Cache::new(device.clone(), config).unwrap();
-        return Rig { cache, device, dir, server: None };
+        return (Cache::new(device, config).unwrap(), None);
     }
-    let socket = dir.path().join("socket");
-    let listener = Listener::bind(&socket, 0o600).unwrap();
+    let listener = Listener::bind(socket, 0o600).unwrap();
     let mut limits = Limits::default();
     limits.served_file_systems = true;
-    let server = Server::start(device.clone(), config, limits, listener).unwrap();
-    let cache = Cache::connect(&socket).unwrap();
-    Rig { cache, device, dir, server: Some(server) }
+    let server = Server::start(device, config, limits, listener).unwrap();
+    (Cache::connect(socket).unwrap(), Some(server))
 }
 
 impl Rig {

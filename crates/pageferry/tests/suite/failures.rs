@@ -30,9 +30,6 @@ fn a_failed_copy_in_shows_nothing() {
 
 #[test]
 fn a_failed_write_back_keeps_the_bytes_away_until_a_retry() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let r = rig(4);
     let f = r.file("a", FRAME);
     let m = f.map(0..FRAME, true).unwrap();
@@ -52,9 +49,6 @@ fn a_failed_write_back_keeps_the_bytes_away_until_a_retry() {
 
 #[test]
 fn a_lost_device_is_an_error_everywhere_and_never_stale_bytes() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let r = rig(4);
     let f = r.file("a", FRAME);
     let m = f.map(0..FRAME, true).unwrap();

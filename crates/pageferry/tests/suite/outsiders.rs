@@ -15,9 +15,6 @@ fn outsider_writes(rig: &Rig, page: u64) {
 
 #[test]
 fn a_write_pin_sees_it_and_does_not_undo_it() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let rig = rig(16);
     let file = rig.file("f", 8 * PAGE);
     let _map = file.map(0..PAGE, true).unwrap();
@@ -35,9 +32,6 @@ fn a_write_pin_sees_it_and_does_not_undo_it() {
 
 #[test]
 fn pages_of_a_mapping_that_nobody_asked_about_do_not_explain_it() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let rig = rig(16);
     let file = rig.file("f", 64 * PAGE);
     let _map = file.map(0..64 * PAGE, true).unwrap();
@@ -50,8 +44,7 @@ fn pages_of_a_mapping_that_nobody_asked_about_do_not_explain_it() {
 
 #[test]
 fn a_later_write_of_ours_does_not_hide_it() {
-    let mapped = if crate::common::maps() { &[false, true][..] } else { &[false] };
-    for &mapped in mapped {
+    for mapped in [false, true] {
         let rig = rig(16);
         let file = rig.file("f", 64 * PAGE);
         let map = mapped.then(|| file.map(32 * PAGE..33 * PAGE, true).unwrap());
@@ -65,9 +58,6 @@ fn a_later_write_of_ours_does_not_hide_it() {
 
 #[test]
 fn after_stores_of_ours_only_their_pages_move() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let rig = rig(16);
     let file = rig.file("f", 64 * PAGE);
     let moved = || rig.cache.stats().get("fetched_bytes");
@@ -90,9 +80,6 @@ fn after_stores_of_ours_only_their_pages_move() {
 /// A change by others between two looks is seen, however many stores of our own come before and after.
 #[test]
 fn own_stores_before_and_after_do_not_hide_it() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     for store_first in [false, true] {
         let rig = rig(16);
         let file = rig.file("f", 16 * PAGE);
@@ -118,9 +105,6 @@ fn own_stores_before_and_after_do_not_hide_it() {
 /// Pages that come home to a mapping hide nothing either.
 #[test]
 fn pages_that_come_home_do_not_hide_it() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     let rig = rig(16);
     let file = rig.file("f", 16 * PAGE);
     let map = file.map(0..16 * PAGE, true).unwrap();

@@ -216,9 +216,6 @@ fn a_loop_device_moves_all() {
 /// The three reasons for which a copy moves again are told apart.
 #[test]
 fn the_statistics_say_what_happened() {
-    if !crate::common::maps() {
-        return skipped!("a daemon's clients cannot map files yet");
-    }
     undisturbed(the_statistics_say_what_happened_once);
 }
 
