@@ -10,7 +10,7 @@ use pageferry_device::{Device, DeviceError};
 use crate::connected::Connected;
 use crate::embedded::Embedded;
 use crate::service::CacheService;
-use crate::{CacheConfig, Error, File, Result, Stats};
+use crate::{CacheConfig, Error, File, Result, Session, Stats};
 
 /// A page cache in one device's memory. Clones share it.
 ///
@@ -128,6 +128,15 @@ impl Cache {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.service.stats()
+    }
+
+    /// Who uses the cache that a daemon has, ascending by number; this connection is one of them. Who is neither the
+    /// daemon's user nor root is told of the sessions of its own user.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a cache of this process's own; [`Error::Disconnected`].
+    pub fn sessions(&self) -> Result<Vec<Session>> {
+        self.service.sessions()
     }
 
     /// Writes the away pages of all files back; they stay as copies. Waits for write pins over

@@ -31,7 +31,7 @@ use pageferry_wire::{Reply, Request, VERSION};
 
 use crate::embedded::open_error;
 use crate::service::{CacheService, FileService};
-use crate::{Error, Result, Stats};
+use crate::{Error, Result, Session, Stats, translate};
 use device::RemoteDevice;
 use file::{RemoteFile, Writing};
 use link::{Link, unexpected};
@@ -130,6 +130,23 @@ impl CacheService for Connected {
                 Stats::of(&values, self.failed_releases.load(Ordering::Relaxed))
             }
             _ => Stats::of(&[], 0),
+        }
+    }
+
+    fn sessions(&self) -> Result<Vec<Session>> {
+        let mut all: Vec<Session> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |session| session.number);
+            let reply = self.link.ask(Request::Sessions { after })?;
+            let Reply::Sessions { sessions, more } = reply else { return Err(unexpected(&reply)) };
+            all.extend(sessions.into_iter().map(translate::session_in));
+            let last = all.last().map_or(0, |session| session.number);
+            if !more {
+                return Ok(all);
+            }
+            if last <= after {
+                return Err(Error::Protocol("its list of sessions has no end".into()));
+            }
         }
     }
 

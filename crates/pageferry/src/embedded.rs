@@ -23,7 +23,7 @@ use crate::error::os_error;
 use crate::guard::Guards;
 use crate::service::{CacheService, FileService};
 use crate::shared::{Caller, Shared, Tally};
-use crate::{CacheConfig, Error, Result, Stats, Wait, flusher};
+use crate::{CacheConfig, Error, Result, Session, Stats, Wait, flusher};
 
 pub(crate) use file::Opening;
 
@@ -199,6 +199,10 @@ impl CacheService for Embedded {
 
     fn stats(&self) -> Stats {
         Stats::take(&self.shared)
+    }
+
+    fn sessions(&self) -> Result<Vec<Session>> {
+        Err(Error::Unsupported("a cache of this process's own has no sessions".into()))
     }
 
     fn flush(&self, owner: Owner) -> Result<u64> {

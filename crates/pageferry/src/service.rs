@@ -14,7 +14,7 @@ use pageferry_device::{Access, Device, DeviceAddr, Memory, MemoryFault};
 use pageferry_engine::{Owner, PinKey};
 
 use crate::map::MapService;
-use crate::{After, Coherence, PinMode, Placement, Result, Segment, Stats, Wait};
+use crate::{After, Coherence, PinMode, Placement, Result, Segment, Session, Stats, Wait};
 
 /// A cache.
 pub(crate) trait CacheService: Send + Sync {
@@ -35,6 +35,9 @@ pub(crate) trait CacheService: Send + Sync {
 
     /// A snapshot of the counters.
     fn stats(&self) -> Stats;
+
+    /// Who else uses the cache, if it is a daemon's.
+    fn sessions(&self) -> Result<Vec<Session>>;
 
     /// Writes the away pages of all files back.
     fn flush(&self, owner: Owner) -> Result<u64>;

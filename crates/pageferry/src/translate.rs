@@ -7,7 +7,7 @@ use pageferry_wire as wire;
 use pageferry_wire::{DeviceFailure, Failure, Span};
 
 use crate::service::FileChange;
-use crate::{After, Coherence, Error, PageState, PinMode, Placement, Result, Wait};
+use crate::{After, Coherence, Error, PageState, PinMode, Placement, Result, Session, Wait};
 
 /// Words that errors carry, which the wire has as text.
 const WORDS: [&str; 13] = [
@@ -152,6 +152,13 @@ pub(crate) fn run_in(run: &wire::Run) -> Placement {
         wire::PageState::Away => PageState::Away,
     };
     Placement { range: run.span.range(), state, pinned: run.pinned }
+}
+
+pub(crate) fn session_in(session: wire::SessionUse) -> Session {
+    let program = for_people(&session.program).into_owned();
+    let wire::SessionUse { session: number, pid, uid, files, pins, pinned_bytes, requests, .. } =
+        session;
+    Session { number, pid, uid, program, files, pins, pinned_bytes, requests }
 }
 
 pub(crate) fn device_out(info: &DeviceInfo) -> wire::Device {
