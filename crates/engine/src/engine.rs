@@ -377,8 +377,9 @@ impl<E: Clone> Engine<E> {
             return Err(refusal);
         }
         Ok(match &op.request {
-            Request::Pin { .. } => {
+            Request::Pin { range, .. } => {
                 self.stats.pins += 1;
+                self.stats.pinned_bytes += range.end - range.start;
                 let Some(pin) = op.pin else { return Err(Refusal::Gone) };
                 let held = self.files.get_mut(&op.file).and_then(|f| f.pins.get_mut(&pin));
                 let Some(held) = held else { return Err(Refusal::Gone) };

@@ -7,6 +7,8 @@ use crate::Engine;
 pub struct Stats {
     /// Pins granted.
     pub pins: u64,
+    /// Bytes of them.
+    pub pinned_bytes: u64,
     /// Copies onto the device.
     pub fetches: u64,
     /// Bytes of them.

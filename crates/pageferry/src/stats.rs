@@ -17,9 +17,25 @@ pub struct Counter {
     pub value: u64,
 }
 
+impl Counter {
+    /// It counts what has happened and never goes back, unlike a gauge, which tells how things are.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        TABLE[..TABLE.len() - GAUGES].iter().any(|(name, ..)| *name == self.name)
+    }
+}
+
+/// So many at the end of the table are gauges.
+const GAUGES: usize = 7;
+
 /// Names, units, and what they count.
-const TABLE: [(&str, &str, &str); 29] = [
+const TABLE: [(&str, &str, &str); 30] = [
     ("pins", "count", "pins granted, those of device faults included"),
+    (
+        "pinned_bytes",
+        "bytes",
+        "bytes of these pins, of which those not fetched or zeroed were there",
+    ),
     ("fetches", "count", "copies onto the device"),
     ("fetched_bytes", "bytes", "bytes copied onto the device"),
     ("zeroed_bytes", "bytes", "bytes zeroed on the device for overwriting pins"),
@@ -88,6 +104,7 @@ impl Stats {
         // In the order of the table.
         let values = [
             e.pins,
+            e.pinned_bytes,
             e.fetches,
             e.fetched_bytes,
             e.zeroed_bytes,
@@ -130,5 +147,21 @@ impl Stats {
         let counter =
             |(name, unit, help)| value(name).map(|value| Counter { name, unit, help, value });
         Stats { counters: TABLE.into_iter().filter_map(counter).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_now_is_a_gauge_and_what_happened_a_counter() {
+        for (name, unit, help) in TABLE {
+            let counter = Counter { name, unit, help, value: 0 };
+            let is_state =
+                help.contains(" now") || help == "the budget" || help.contains("of a frame");
+            let is_gauge = is_state || name == "record_bytes";
+            assert_eq!(counter.grows(), !is_gauge, "{name}");
+        }
     }
 }
