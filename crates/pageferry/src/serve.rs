@@ -200,7 +200,7 @@ impl Daemon {
         let limits = self.limits.read().clone();
         let opened = Session::open(self, socket, &limits);
         if let Err(error) = opened {
-            tracing::warn!(%error, "a client is turned away");
+            tracing::error!(%error, "a client cannot be served");
         }
     }
 

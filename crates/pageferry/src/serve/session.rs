@@ -74,7 +74,7 @@ enum Next {
 }
 
 impl Session {
-    /// Opens a session for who is at the other end of the socket, or tells it why not.
+    /// Opens a session for who is at the other end of the socket, or tells it which limit keeps it out.
     pub(super) fn open(daemon: &Arc<Daemon>, socket: Socket, limits: &Limits) -> Result<()> {
         let peer = socket.peer().map_err(|e| os_error("asking for the client's user", &e))?;
         socket
@@ -87,10 +87,12 @@ impl Session {
         };
         if let Err(failure) = room {
             drop(sessions);
+            let Peer { pid, uid, .. } = peer;
             let error = crate::translate::error(failure.clone());
+            tracing::warn!(uid, pid, %error, "a client is turned away");
             // It may be gone already.
             let _ = send(&socket, 0, Err(failure));
-            return Err(error);
+            return Ok(());
         }
         sessions.last += 1;
         let session = Arc::new(Session {
@@ -107,6 +109,8 @@ impl Session {
         });
         sessions.open.insert(session.number, Arc::clone(&session));
         drop(sessions);
+        let Session { number, program, .. } = &*session;
+        tracing::info!(session = number, uid = peer.uid, pid = peer.pid, program, "session opened");
         if daemon.is_stopping() {
             session.hang_up();
         }
@@ -206,6 +210,10 @@ impl Session {
             }
             _ => self.answer_surely(request, descriptors),
         };
+        if let Err(failure) = &answer {
+            // Whoever asks wrongly, or for too much, could fill any log.
+            tracing::debug!(session = self.number, ?failure, "a request is refused");
+        }
         if welcome && answer.is_ok() {
             self.greeted.store(true, Ordering::SeqCst);
         }
@@ -273,6 +281,13 @@ impl Session {
                 );
             }
         }
+        tracing::info!(
+            session = self.number,
+            uid = self.peer.uid,
+            pid = self.peer.pid,
+            program = self.program,
+            "session closed"
+        );
         self.daemon.users.leave(self.peer.uid);
         self.daemon.sessions.lock().open.remove(&self.number);
         self.daemon.changed.notify_all();
