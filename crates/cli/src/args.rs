@@ -1,10 +1,13 @@
 //! The command line.
 
+mod daemon;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::size;
+pub(crate) use daemon::{DropArgs, LoadArgs, ServeArgs, TopArgs};
 
 /// A page cache in device memory for ordinary files.
 ///
@@ -26,8 +29,16 @@ pub(crate) enum Command {
     Io(IoArgs),
     /// What the cache would make of a file.
     Stat(FileArgs),
-    /// Where a range of a file is (a fresh process has nothing on its device yet).
+    /// Where a range of a file is (a fresh process has nothing on its device yet; --connect shows more).
     Where(WhereArgs),
+    /// Serve one cache to all processes that connect, until told to stop.
+    Serve(ServeArgs),
+    /// Bring whole files onto a daemon's device, where they stay when this command ends.
+    Load(LoadArgs),
+    /// Take files off a daemon's device.
+    Drop(DropArgs),
+    /// Who holds what of a daemon's cache, and what it does.
+    Top(TopArgs),
     /// What this kernel and machine allow, and what follows.
     Doctor(DoctorArgs),
     /// Measure, each figure against a floor taken in the same run.
@@ -45,6 +56,10 @@ impl Command {
             Command::Io(_) => "io",
             Command::Stat(_) => "stat",
             Command::Where(_) => "where",
+            Command::Serve(_) => "serve",
+            Command::Load(_) => "load",
+            Command::Drop(_) => "drop",
+            Command::Top(_) => "top",
             Command::Doctor(_) => "doctor",
             Command::Bench(_) => "bench",
             Command::Outsider => "outsider",
@@ -59,10 +74,13 @@ impl Command {
             Command::Io(args) => args.json,
             Command::Stat(args) => args.json,
             Command::Where(args) => args.json,
+            Command::Load(args) => args.json,
+            Command::Drop(args) => args.json,
+            Command::Top(args) => args.json,
             Command::Doctor(args) => args.json,
             Command::Bench(args) => args.json,
-            // Its answers are JSON; what ends it is for people.
-            Command::Outsider => false,
+            // The outsider's answers are JSON, and a daemon's log may be; what ends them is for people.
+            Command::Serve(_) | Command::Outsider => false,
         }
     }
 }
@@ -108,6 +126,9 @@ pub(crate) struct RunArgs {
     /// The files.
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Use the cache of the daemon that listens at PATH, instead of one of its own.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["device_memory", "frame"])]
+    pub(crate) connect: Option<PathBuf>,
     /// Device memory to use.
     #[arg(long, value_parser = size::parse, default_value = "256m")]
     pub(crate) device_memory: u64,
@@ -149,6 +170,10 @@ pub(crate) struct IoArgs {
     /// A command; may be repeated. Without any, commands are read from standard input.
     #[arg(short = 'c', value_name = "CMD", allow_hyphen_values = true)]
     pub(crate) commands: Vec<String>,
+    /// Use the cache of the daemon that listens at PATH, instead of one of its own.
+    #[arg(long, value_name = "PATH",
+        conflicts_with_all = ["device_memory", "frame", "flush_age", "guard", "trust_stamps"])]
+    pub(crate) connect: Option<PathBuf>,
     /// Device memory.
     #[arg(long, value_parser = size::parse, default_value = "64m")]
     pub(crate) device_memory: u64,
@@ -187,6 +212,9 @@ pub(crate) struct IoArgs {
 pub(crate) struct FileArgs {
     /// The file.
     pub(crate) file: PathBuf,
+    /// Use the cache of the daemon that listens at PATH, instead of one of its own.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) connect: Option<PathBuf>,
     /// Print a JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -202,6 +230,9 @@ pub(crate) struct WhereArgs {
     /// Bytes.
     #[arg(value_parser = size::parse)]
     pub(crate) len: u64,
+    /// Use the cache of the daemon that listens at PATH, instead of one of its own.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) connect: Option<PathBuf>,
     /// Print a JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,12 +9,15 @@ mod demo;
 mod doctor;
 mod failure;
 mod io;
+mod load;
 mod output;
 mod run;
 mod scratch;
+mod serve;
 mod setup;
 mod size;
 mod stat;
+mod top;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,10 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Io(args) => io::io(args),
         Command::Stat(args) => stat::stat(args),
         Command::Where(args) => stat::placement(args),
+        Command::Serve(args) => serve::serve(args),
+        Command::Load(args) => load::load(args),
+        Command::Drop(args) => load::drop_files(args),
+        Command::Top(args) => top::top(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Bench(args) => bench::bench(args),
         Command::Outsider => bench::serve(),

@@ -63,6 +63,15 @@ pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| format!("'{text}' is not a time in seconds, from 0 to 1000000000"))
 }
 
+/// Parses a time between looks, in seconds.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub(crate) fn interval(text: &str) -> Result<f64, String> {
+    let seconds = seconds(text).ok().filter(|s| *s >= 0.01);
+    seconds.ok_or_else(|| format!("'{text}' is not a time in seconds from 0.01"))
+}
+
 /// Bytes for people.
 pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -117,6 +126,7 @@ mod tests {
         assert!(byte("256").is_err() && byte("-1").is_err() && byte("").is_err());
         assert_eq!(seconds("0.5"), Ok(0.5));
         assert!(["nan", "inf", "-1", "", "1e10"].iter().all(|t| seconds(t).is_err()));
+        assert_eq!((interval("0.5"), interval("0").is_err()), (Ok(0.5), true));
     }
 
     proptest! {

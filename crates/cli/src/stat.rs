@@ -5,18 +5,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
-use pageferry::Error;
+use pageferry::{Cache, Coherence, Error, File, PageState};
 use pageferry_linux::{HostFile, OpenError};
 use serde_json::json;
 
 use crate::args::{FileArgs, WhereArgs};
 use crate::io::placement_json;
 use crate::output::line;
-use crate::setup::{cache, trust};
+use crate::setup::{cache, connect_or, trust};
 use crate::size::human;
 
 /// The usual frame.
 const FRAME: u64 = 2 << 20;
+/// The least device there is: nothing will ever be on it.
+const LEAST: u64 = 64 << 10;
 
 pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
     let name = args.file.display();
@@ -26,19 +28,28 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
         own.and_then(|f| f.metadata()).with_context(|| format!("looking at {name}"))?
     };
     let obstacle = obstacle(&args.file)?;
-    let (reuse, because) = reuse(&args.file, obstacle.is_none());
+    // A daemon that cannot be reached is an error; what it makes of the file is told.
+    let daemon = args.connect.as_ref().map(Cache::connect).transpose()?;
+    let frame = daemon.as_ref().map_or(FRAME, Cache::frame_bytes);
+    let looked = look(&args.file, obstacle.is_none(), daemon.as_ref());
+    let (reuse, because) = match &looked {
+        Ok((coherence, _)) => trust(coherence),
+        Err(error) => ("unknown", format!("it could not be looked at: {error:#}")),
+    };
+    let resident = looked.ok().and_then(|(_, resident)| resident);
     let (bytes, stored) = (meta.len(), meta.blocks() * 512);
-    let (pages, frames) = (bytes.div_ceil(4096), bytes.div_ceil(FRAME));
+    let (pages, frames) = (bytes.div_ceil(4096), bytes.div_ceil(frame));
     if args.json {
-        line(
-            json!({
-                "ok": true, "file": name.to_string(), "bytes": bytes, "stored_bytes": stored,
-                "sparse": stored < bytes, "links": meta.nlink(), "writable": obstacle.is_none(),
-                "pages": pages, "frame_bytes": FRAME, "frames": frames,
-                "reuse": reuse, "reuse_detail": because,
-            })
-            .to_string(),
-        )?;
+        let mut object = json!({
+            "ok": true, "file": name.to_string(), "bytes": bytes, "stored_bytes": stored,
+            "sparse": stored < bytes, "links": meta.nlink(), "writable": obstacle.is_none(),
+            "pages": pages, "frame_bytes": frame, "frames": frames,
+            "reuse": reuse, "reuse_detail": because,
+        });
+        if let Some(resident) = resident {
+            object["resident_bytes"] = resident.into();
+        }
+        line(object.to_string())?;
         return Ok(true);
     }
     line(format!(
@@ -47,7 +58,7 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
         human(stored),
         if stored < bytes { " (sparse or compressed: holes stay holes)" } else { "" }
     ))?;
-    line(format!("  {pages} pages of 4 KiB; all of it takes {frames} frames of {}", human(FRAME)))?;
+    line(format!("  {pages} pages of 4 KiB; all of it takes {frames} frames of {}", human(frame)))?;
     line(match obstacle {
         None => "  can be written: write pins, writable mappings and keeping away work".into(),
         Some(why) => format!(
@@ -56,19 +67,37 @@ pub(crate) fn stat(args: &FileArgs) -> anyhow::Result<bool> {
         ),
     })?;
     line(format!("  copies on the device: {reuse}; {because}"))?;
+    if let Some(resident) = resident {
+        line(format!("  on the daemon's device now: {} ({resident} bytes)", human(resident)))?;
+    }
     Ok(true)
 }
 
-/// Whether copies of the file would serve more than one pin, and why.
-fn reuse(path: &Path, writable: bool) -> (&'static str, String) {
-    let looked = cache(64 << 10, 64 << 10, None).and_then(|(cache, _)| {
-        let file = if writable { cache.open(path) } else { cache.open_read_only(path) };
-        Ok(file?.coherence()?)
-    });
-    match looked {
-        Ok(coherence) => trust(&coherence),
-        Err(error) => ("unknown", format!("it could not be looked at: {error:#}")),
+/// What copies of the file rest on and, with a daemon, how many bytes of it are on its device.
+fn look(
+    path: &Path,
+    writable: bool,
+    daemon: Option<&Cache>,
+) -> anyhow::Result<(Coherence, Option<u64>)> {
+    let open = |cache: &Cache| if writable { cache.open(path) } else { cache.open_read_only(path) };
+    match daemon {
+        Some(cache) => {
+            let file = open(cache)?;
+            Ok((file.coherence()?, Some(resident_bytes(&file)?)))
+        }
+        None => Ok((open(&cache(LEAST, LEAST, None)?.0)?.coherence()?, None)),
     }
+}
+
+/// Bytes of a file that are on the device.
+pub(crate) fn resident_bytes(file: &File) -> Result<u64, Error> {
+    let len = file.len()?;
+    if len == 0 {
+        return Ok(0);
+    }
+    let placed = file.placement(0..len)?;
+    let there = placed.iter().filter(|p| p.state != PageState::Home);
+    Ok(there.map(|p| p.range.end - p.range.start).sum())
 }
 
 /// What keeps us from writing the file, if something about the file does.
@@ -97,8 +126,7 @@ fn open(path: &Path, writable: bool) -> Result<HostFile, Error> {
 }
 
 pub(crate) fn placement(args: &WhereArgs) -> anyhow::Result<bool> {
-    // The least device there is: nothing will ever be on it.
-    let (cache, _) = cache(64 << 10, 64 << 10, None)?;
+    let cache = connect_or(args.connect.as_deref(), || cache(LEAST, LEAST, None))?;
     let file = cache.open_read_only(&args.file)?;
     let end = args.off.checked_add(args.len).context("the range wraps")?;
     let placed = file.placement(args.off..end)?;
@@ -109,8 +137,10 @@ pub(crate) fn placement(args: &WhereArgs) -> anyhow::Result<bool> {
     for p in placed {
         line(format!("{}..{} {}", p.range.start, p.range.end, crate::io::state_name(p.state)))?;
     }
-    line(
-        "(this process has just begun: nothing can be on its device yet; `pageferry io` shows more)",
-    )?;
+    if args.connect.is_none() {
+        line(
+            "(this process has just begun: nothing can be on its device yet; `pageferry io` shows more)",
+        )?;
+    }
     Ok(true)
 }

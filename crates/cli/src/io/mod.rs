@@ -12,8 +12,6 @@ mod script;
 mod session;
 mod words;
 
-use std::time::Duration;
-
 use pageferry::{PageState, Placement};
 use serde_json::{Value, json};
 
@@ -38,13 +36,13 @@ Commands (OFF and LEN take k, m, g; [..] is optional; options may stand anywhere
   fcollapse OFF LEN | finsert OFF LEN
   prefetch OFF LEN | evict OFF LEN | flush [OFF LEN] | where OFF LEN | stats
   fail POINT [COUNT]                   alloc, copy-in, copy-out, device-lost; COUNT 0 disarms
+                                       (not through a daemon, whose device others use)
   sleep SECONDS | !COMMAND | help | quit | exit
 Inside a pin the d-commands use it; outside they fault like a device.
 Example: pageferry io data.bin -c 'pin -w 0 64k' -c 'dwrite -S 7 0 4k' -c unpin -c 'pread -v 0 16'";
 
 pub(crate) fn io(args: &IoArgs) -> anyhow::Result<bool> {
-    let age = (args.flush_age > 0.0).then(|| Duration::from_secs_f64(args.flush_age));
-    let mut script = Script::new(Session::open(args, age)?, args);
+    let mut script = Script::new(Session::open(args)?, args);
     if args.commands.is_empty() {
         script.read();
     } else {

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pageferry::soft::{FailPoint, SoftDevice};
-use pageferry::{
-    After, Cache, CacheConfig, Error, File, Guard, Map, Pin, PinMode, Validation, Wait,
-};
+use pageferry::{After, Cache, Error, File, Map, Pin, PinMode, Wait};
 use serde_json::Value;
 
 use super::command::{Command, Fill, Look, Reply, is_write_back};
 use super::{HELP, data, placement_json, state_name};
-use crate::args::{GuardName, IoArgs};
+use crate::args::IoArgs;
 use crate::failure::Failure;
 use crate::output::hex;
 use crate::setup;
@@ -22,7 +20,8 @@ use crate::size::human;
 
 pub(super) struct Session {
     pub(super) cache: Cache,
-    device: Arc<SoftDevice>,
+    /// `None`: the device is a daemon's.
+    device: Option<Arc<SoftDevice>>,
     pub(super) file: File,
     pub(super) pins: BTreeMap<u32, Pin>,
     next_pin: u32,
@@ -40,16 +39,15 @@ pub(super) fn moved(verb: &str, range: &Range<u64>) -> String {
 }
 
 impl Session {
-    pub(super) fn open(args: &IoArgs, age: Option<Duration>) -> anyhow::Result<Session> {
-        let guard = match args.guard {
-            GuardName::None => Guard::None,
-            GuardName::Lease => Guard::Lease,
-            GuardName::Fanotify => Guard::Fanotify,
-            GuardName::Auto => Guard::Auto,
+    pub(super) fn open(args: &IoArgs) -> anyhow::Result<Session> {
+        let (cache, device) = match &args.connect {
+            Some(daemon) => (Cache::connect(daemon)?, None),
+            None => {
+                let config = setup::config(args.guard, args.trust_stamps, args.flush_age);
+                let (cache, device) = setup::cache_with(args.device_memory, args.frame, config)?;
+                (cache, Some(device))
+            }
         };
-        let validation = if args.trust_stamps { Validation::Stamps } else { Validation::Proof };
-        let config = CacheConfig::default().flush_age(age).guard(guard).validation(validation);
-        let (cache, device) = setup::cache_with(args.device_memory, args.frame, config)?;
         let file = open_file(&cache, args)?;
         Ok(Session { cache, device, file, pins: BTreeMap::new(), next_pin: 1, map: None })
     }
@@ -64,8 +62,10 @@ impl Session {
             errors.extend(map.unmap().err());
         }
         errors.extend(self.file.close().err());
-        let lost = setup::lost_bytes(&self.cache);
-        if lost == 0 {
+        // A daemon keeps what it has been told of, and tries again by itself.
+        let is_own = self.device.is_some();
+        let lost = if is_own { setup::lost_bytes(&self.cache) } else { 0 };
+        if is_own && lost == 0 {
             // A later try wrote back what an earlier one could not.
             errors.retain(|e| !is_write_back(e));
         }
@@ -216,11 +216,15 @@ impl Session {
     }
 
     fn fail(&self, point: &str, count: u32) -> Done {
+        let Some(device) = &self.device else {
+            let text = "failures are armed on a device of one's own; this one is a daemon's";
+            return Err(Error::Unsupported(text.into()).into());
+        };
         let point: FailPoint = point.parse().map_err(|e| Failure::usage(format!("{e}")))?;
         let text = match (point, count) {
             (FailPoint::Lost, 0) => {
                 // The device cannot forget this one alone.
-                self.device.disarm();
+                device.disarm();
                 "nothing is armed any more".into()
             }
             (FailPoint::Lost, _) => "the device will be lost at its next operation".into(),
@@ -229,7 +233,7 @@ impl Session {
             (point, n) => format!("the next {n} of {point} will fail"),
         };
         if (point, count) != (FailPoint::Lost, 0) {
-            self.device.arm(point, count);
+            device.arm(point, count);
         }
         Ok(Reply::line(text).with("count", count))
     }

@@ -18,7 +18,8 @@ use crate::size::human;
 use kernels::Kernel;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
-    let (cache, _) = setup::cache(args.device_memory, args.frame, FLUSH_AGE)?;
+    let own = || setup::cache(args.device_memory, args.frame, FLUSH_AGE);
+    let cache = setup::connect_or(args.connect.as_deref(), own)?;
     let jobs = jobs(args)?;
     let open = |path: &&Path| match args.kernel {
         KernelName::Sum | KernelName::Histogram => cache.open_read_only(path),
@@ -37,7 +38,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
         let files = job.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let kernel = Kernel::new(args)?;
         let worked = pipeline::run(&cache, &files, &kernel, args.window.unwrap_or(0));
-        bytes += closed(&cache, files, worked).with_context(|| names.join(", "))?;
+        let own = args.connect.is_none().then_some(&cache);
+        bytes += closed(own, files, worked).with_context(|| names.join(", "))?;
         results.push((names, kernel.result()));
     }
     let seconds = started.elapsed().as_secs_f64();
@@ -67,11 +69,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Closes the files of a job; what is lost with them is said beside what went wrong.
-fn closed(cache: &Cache, files: Vec<File>, worked: anyhow::Result<u64>) -> anyhow::Result<u64> {
+/// Closes the files of a job; what is lost with them, if the cache is this process's own, is said beside what
+/// went wrong.
+fn closed(
+    own: Option<&Cache>,
+    files: Vec<File>,
+    worked: anyhow::Result<u64>,
+) -> anyhow::Result<u64> {
     let closing: Result<Vec<()>, _> = files.into_iter().map(File::close).collect();
     let result = worked.and_then(|bytes| closing.map(|_| bytes).map_err(Into::into));
-    match setup::lost_bytes(cache) {
+    match own.map_or(0, setup::lost_bytes) {
         0 => result,
         lost => result.with_context(|| {
             format!("{lost} bytes that the device wrote could not be written back and are LOST")

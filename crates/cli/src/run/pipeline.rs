@@ -66,7 +66,9 @@ pub(super) fn run(
 fn step(cache: &Cache, width: u64, window: u64) -> anyhow::Result<u64> {
     let (memory, frame) = (cache.memory_bytes(), cache.frame_bytes());
     if memory < width * frame {
-        bail!("{width} files at once need {width} frames: raise --device-memory or lower --frame");
+        bail!(
+            "{width} files at once need {width} frames: it takes more device memory, or smaller frames"
+        );
     }
     let most = (memory / width / frame * frame).max(frame);
     let usual = memory / (6 * width) / frame * frame;
