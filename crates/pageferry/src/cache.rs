@@ -31,10 +31,10 @@ impl Cache {
         Ok(Cache { service: Embedded::new(device, config)? })
     }
 
-    /// The cache of the daemon that listens at a socket (`pageferry serve --socket`). Everything but
-    /// [`map`](File::map) is as with a cache of one's own; copies are shared with all processes that use the daemon,
-    /// and stay when this one ends. The connection is used by all threads; the process is not to keep it across
-    /// `fork`.
+    /// The cache of the daemon that listens at a socket (`pageferry serve --socket`): used as one of one's own.
+    /// Copies are shared with all processes that use the daemon, and stay when this one ends; `SEMANTICS.md` says
+    /// what else differs. All threads use one connection. A forked child is refused ([`Error::Forked`]) and connects
+    /// anew.
     ///
     /// # Errors
     /// [`Error::Os`] if nobody listens there, [`Error::Limit`] if the daemon has no room,
