@@ -95,6 +95,16 @@ impl Opening {
         self.backing.layout.load(Ordering::SeqCst)
     }
 
+    /// Where the pages end that the pin has not lost to a truncation.
+    pub(crate) fn pin_end(&self, pin: PinKey) -> u64 {
+        self.cache.shared.core.lock().engine.pin_end(pin)
+    }
+
+    /// The lowest size that the file had under the pin, if that cut it.
+    pub(crate) fn pin_cut(&self, pin: PinKey) -> u64 {
+        self.cache.shared.core.lock().engine.pin_cut(pin).unwrap_or(0)
+    }
+
     /// The memory of a folio's frame, for another process to map; `None` if it has no frame, or loses it all the
     /// time.
     pub(crate) fn export(&self, folio: u64) -> Result<Option<ExportedFrame>> {

@@ -65,7 +65,9 @@ impl Session {
         let Some(key) = key.filter(|_| inside && pin.mode != PinMode::Read) else {
             return Err(Failure::Protocol(format!("no pin for stores to bytes {range:?}")));
         };
-        match pin.file.access(key, range, &mut Piece::Store(bytes)) {
+        let live = pin.file.pin_end(key).clamp(range.start, range.end) - range.start;
+        let bytes = &bytes[..live as usize];
+        match pin.file.access(key, range.start..range.start + live, &mut Piece::Store(bytes)) {
             // Lost, as with the others.
             Ok(()) | Err(Error::PastEof { .. }) => Ok(Reply::Done),
             Err(error) => Err(translate::failure(error)),
@@ -113,9 +115,15 @@ impl Session {
         for (run, pin) in runs.iter().zip(targets) {
             let key = pin.key.read();
             let Some(key) = *key else { return Err(wrong("the pin is released".into())) };
+            // What was cut off may be another pin's by now: nothing comes back there.
+            let end = run.end().min(pin.file.pin_end(key)).max(run.start());
+            if end < run.end() {
+                let (pin, file_bytes) = (pin.range.clone(), pin.file.pin_cut(key));
+                lost.push(Lost { pin, file_bytes, bytes: run.end() - end });
+            }
             let mut start = run.start();
-            while start < run.end() {
-                let piece = &mut buf[..(run.end() - start).min(PIECE_BYTES) as usize];
+            while start < end {
+                let piece = &mut buf[..(end - start).min(PIECE_BYTES) as usize];
                 read(piece, at)?;
                 let range = start..start + piece.len() as u64;
                 match pin.file.access(key, range.clone(), &mut Piece::Store(piece)) {
@@ -129,6 +137,7 @@ impl Session {
                 at += piece.len() as u64;
                 start = range.end;
             }
+            at += run.end() - end;
         }
         Ok(lost)
     }

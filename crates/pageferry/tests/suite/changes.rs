@@ -250,6 +250,24 @@ fn a_placement_beside_a_write_pin_of_the_same_thread_waits_for_nothing() {
 }
 
 #[test]
+fn what_was_stored_before_a_cut_does_not_come_back_with_the_release() {
+    let r = rig(8);
+    let f = r.file("a", 4 * PAGE);
+    let pin = f.pin(0..4 * PAGE, PinMode::Write).unwrap();
+    pin.view().unwrap().write(0, &[7; 4 * PAGE as usize]).unwrap();
+    f.set_len(PAGE).unwrap();
+    f.set_len(4 * PAGE).unwrap();
+    f.write_at(&[8; 100], 3 * PAGE).unwrap();
+    let cut = pin.release().unwrap_err();
+    assert!(matches!(cut, Error::FileShrunk { file_bytes: PAGE, .. }), "{cut}");
+    let mut model = vec![0; 4 * PAGE as usize];
+    model[..PAGE as usize].fill(7);
+    model[3 * PAGE as usize..][..100].fill(8);
+    same(&r.on_disk("a"), &model, "the file");
+    same(&device_reads(&f, 0..4 * PAGE), &model, "the device");
+}
+
+#[test]
 fn a_pin_that_a_truncation_cut_off_makes_nobody_wait_for_its_pages() {
     let r = rig(8);
     let f = r.file("a", 4 * PAGE);
