@@ -1,13 +1,18 @@
 //! The command, from outside.
 
 mod bench;
+mod daemon;
 mod demo;
 mod doctor;
 mod failing;
+mod holdings;
 mod io;
+mod metrics;
 mod ranges;
 mod run;
 mod script;
+mod serve;
+mod sharing;
 mod whole;
 
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@
 //! one of those that still wait receives. A thread that is alone thus makes two system calls, and wakes nobody.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -71,7 +72,11 @@ impl Link {
         self.not_forked()?;
         let id = self.begin()?;
         let sent = match wire::encode_call(&Call { id, request }) {
-            Ok(packet) => self.socket.send(&packet, fd.as_slice()).map_err(|e| lost(&e)),
+            Ok(packet) => match self.socket.send(&packet, fd.as_slice()) {
+                // Why the daemon has hung up, it may have said before: that is still to be received.
+                Err(error) if is_hung_up(&error) => Ok(()),
+                sent => sent.map_err(|e| lost(&e)),
+            },
             Err(error) => Err(Error::InvalidArgument(error.to_string())),
         };
         if let Err(error) = sent {
@@ -192,7 +197,11 @@ impl Link {
     }
 }
 
-fn lost(error: &std::io::Error) -> Error {
+fn is_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+fn lost(error: &io::Error) -> Error {
     Error::Disconnected { why: error.to_string() }
 }
 
@@ -206,4 +215,41 @@ pub(super) fn unexpected(reply: &Reply) -> Error {
 /// A thread of this process, as the daemon is told of it.
 pub(super) fn thread(owner: Owner) -> Option<u32> {
     owner.and_then(|owner| u32::try_from(owner).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use pageferry_linux::Listener;
+
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_before_the_first_word_hears_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        let link = Link::connect(&path).unwrap();
+        let daemon = listener.accept().unwrap().unwrap();
+        let failure = wire::Failure::Limit { what: "sessions".into(), limit: 0 };
+        let refusal = wire::encode_return(&Return { id: 0, result: Err(failure) }).unwrap();
+        daemon.send(&refusal, &[]).unwrap();
+        drop(daemon);
+        for _ in 0..2 {
+            let refused = link.ask(Request::Hello { version: wire::VERSION });
+            assert!(matches!(refused, Err(Error::Limit { limit: 0, .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_up_without_a_word_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = Listener::bind(&path, 0o600).unwrap();
+        let link = Link::connect(&path).unwrap();
+        drop(listener.accept().unwrap().unwrap());
+        for _ in 0..2 {
+            let gone = link.ask(Request::Stats);
+            assert!(matches!(gone, Err(Error::Disconnected { .. })), "{gone:?}");
+        }
+    }
 }
