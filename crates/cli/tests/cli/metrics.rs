@@ -126,7 +126,8 @@ fn a_socket_that_nobody_listens_to_is_replaced() {
     let file = again.file("file", 0);
     let other = dir.path().join("other");
     let args = ["serve", "--device-memory", "1m", "--frame", "64k", "--socket"];
-    let args = [&args[..], &[other.to_str().unwrap(), "--metrics", path.to_str().unwrap()]].concat();
+    let args =
+        [&args[..], &[other.to_str().unwrap(), "--metrics", path.to_str().unwrap()]].concat();
     let output = crate::pageferry(&args, &file);
     assert_eq!(output.status.code(), Some(1));
     assert!(crate::errors(&output).contains("in use"), "{}", crate::errors(&output));
