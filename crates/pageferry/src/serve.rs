@@ -56,13 +56,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A daemon that runs in this process until it is stopped or dropped.
 pub struct Server {
     daemon: Arc<Daemon>,
+    /// Shared with the thread that accepts only: a session's thread, which may outlive the server by moments, keeps
+    /// no socket in its place.
+    listener: Option<Arc<Listener>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// What the daemon's threads share.
 pub(crate) struct Daemon {
     cache: Arc<Embedded>,
-    listener: Listener,
     limits: RwLock<Limits>,
     sessions: Mutex<Sessions>,
     /// A session has ended, or the daemon is stopping.
@@ -97,7 +99,6 @@ impl Server {
         }
         let daemon = Arc::new(Daemon {
             cache: Embedded::new(device, config)?,
-            listener,
             limits: RwLock::new(limits),
             sessions: Mutex::default(),
             changed: Condvar::new(),
@@ -105,13 +106,19 @@ impl Server {
             kept: Kept::default(),
             stopping: AtomicBool::new(false),
         });
-        let mut server = Server { daemon, threads: Vec::new() };
-        server.spawn("pageferry-accept", Daemon::accept)?;
+        let listener = Arc::new(listener);
+        let mut server =
+            Server { daemon, listener: Some(Arc::clone(&listener)), threads: Vec::new() };
+        server.spawn("pageferry-accept", move |daemon| daemon.accept(&listener))?;
         server.spawn("pageferry-kept", Daemon::look_after_kept)?;
         Ok(server)
     }
 
-    fn spawn(&mut self, name: &str, body: fn(&Arc<Daemon>)) -> Result<()> {
+    fn spawn(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&Arc<Daemon>) + Send + 'static,
+    ) -> Result<()> {
         let daemon = Arc::clone(&self.daemon);
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || body(&daemon));
         self.threads.push(thread.map_err(|e| os_error("starting a thread", &e))?);
@@ -147,7 +154,9 @@ impl Server {
     fn end(&mut self) -> Result<()> {
         let daemon = &self.daemon;
         daemon.stopping.store(true, Ordering::SeqCst);
-        daemon.listener.stop();
+        if let Some(listener) = &self.listener {
+            listener.stop();
+        }
         let mut sessions = daemon.sessions.lock();
         daemon.changed.notify_all();
         while let Some(session) = sessions.open.values().next().cloned() {
@@ -161,6 +170,8 @@ impl Server {
             // One that panicked has said so.
             let _ = thread.join();
         }
+        // The last one: its file is removed.
+        self.listener = None;
         daemon.kept.close_all();
         let service: &dyn crate::service::CacheService = &*daemon.cache;
         service.flush(None).map(drop)
@@ -182,9 +193,9 @@ impl Daemon {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    fn accept(self: &Arc<Self>) {
+    fn accept(self: &Arc<Self>, listener: &Listener) {
         while !self.is_stopping() {
-            match self.listener.accept() {
+            match listener.accept() {
                 Ok(Some(socket)) => self.admit(socket),
                 Ok(None) => return,
                 Err(error) => {
