@@ -146,6 +146,19 @@ fn systemd_hands_over_a_socket_and_is_told_how_the_daemon_does() {
     assert!(daemon.socket.exists(), "it was systemd's");
 }
 
+#[test]
+fn the_unit_starts_the_daemon_as_its_options_allow() {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../contrib/systemd");
+    let service = std::fs::read_to_string(units.join("pageferry.service")).unwrap();
+    let start = service.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    // An option that is not there is told before the help is.
+    let args: Vec<&str> = start.split_whitespace().skip(1).chain(["--help"]).collect();
+    let output = pageferry(&args, Path::new(""));
+    assert!(output.status.success(), "{}", errors(&output));
+    let socket = std::fs::read_to_string(units.join("pageferry.socket")).unwrap();
+    assert!(socket.contains("\nListenSequentialPacket="), "{socket}");
+}
+
 /// A socket as `ListenSequentialPacket=` makes one.
 fn listening(path: &Path) -> OwnedFd {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
