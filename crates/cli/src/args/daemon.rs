@@ -19,6 +19,7 @@ Limits, a TOML file of any of these (with their defaults):
   pinned_bytes = \"4g\"              of a session       pinned_bytes_per_user = \"8g\"   (default: none)
   requests = 64                    of a session under way at once
   kept_files = 4096                open for the sake of their copies only
+  maps = 4096                      mappings of a session
   reply_time = 10                  seconds to read an answer
   served_file_systems = false      take files on FUSE, NFS, ... whose servers may never answer
 

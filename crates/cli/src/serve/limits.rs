@@ -34,6 +34,7 @@ fn parse(text: &str) -> anyhow::Result<Limits> {
     set(&mut limits.sessions_per_user, file.sessions_per_user);
     set(&mut limits.files, file.files);
     set(&mut limits.pins, file.pins);
+    set(&mut limits.maps, file.maps);
     set(&mut limits.kept_files, file.kept_files);
     if let Some(Requests(requests)) = file.requests {
         limits.requests = requests;
@@ -60,6 +61,7 @@ struct File {
     sessions_per_user: Option<Count>,
     files: Option<Count>,
     pins: Option<Count>,
+    maps: Option<Count>,
     pinned_bytes: Option<Bytes>,
     pinned_bytes_per_user: Option<Bytes>,
     requests: Option<Requests>,
@@ -141,12 +143,13 @@ mod tests {
     #[test]
     fn every_limit_can_be_set() {
         let limits = parse(
-            "sessions = 1\nsessions_per_user = 2\nfiles = 3\npins = 4\npinned_bytes = \"5k\"\n\
+            "sessions = 1\nsessions_per_user = 2\nfiles = 3\npins = 4\nmaps = 12\npinned_bytes = \"5k\"\n\
              pinned_bytes_per_user = 6\nrequests = 7\nkept_files = 8\nreply_time = 9\n\
              served_file_systems = true",
         );
         let mut all = Limits::default();
         (all.sessions, all.sessions_per_user, all.files, all.pins) = (1, 2, 3, 4);
+        all.maps = 12;
         (all.pinned_bytes, all.pinned_bytes_per_user) = (5 << 10, 6);
         (all.requests, all.kept_files) = (7, 8);
         (all.reply_time, all.served_file_systems) = (Duration::from_secs(9), true);

@@ -181,7 +181,7 @@ impl Session {
         if let (Served::ByOthers(kind), false) = (failed(served)?, limits.served_file_systems) {
             return Err(Failure::Unsupported(format!(
                 "{name} is on {kind}, which another process or machine serves that may never answer; \
-                 start the daemon with --served-file-systems to take such files"
+                 the daemon takes such files if its limit served_file_systems says so"
             )));
         }
         let opening = failed(self.daemon.cache.open_fd_as(fd.as_fd(), name.into()))?;
