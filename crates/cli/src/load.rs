@@ -1,11 +1,11 @@
 //! `load` and `drop`: what is on a daemon's device.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use pageferry::{Cache, Coherence, File, PinMode};
+use pageferry::{Cache, Coherence, Error, File, PinMode, Wait};
 use serde_json::json;
 
 use crate::args::{DropArgs, LoadArgs};
@@ -17,6 +17,8 @@ use crate::stat::resident_bytes;
 /// Frames that are brought in at a time: enough for all copying threads, few enough to see progress, and to fit
 /// beside what others hold.
 const FRAMES: u64 = 16;
+/// How long pins of others are waited for, that hold the file or all of the device.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A file that is being loaded.
 struct Loading<'a> {
@@ -32,16 +34,13 @@ pub(crate) fn load(args: &LoadArgs) -> anyhow::Result<bool> {
     let bytes: u64 = files.iter().map(|f| f.bytes).sum();
     let started = Instant::now();
     let bar = progress(bytes);
+    let mut in_the_way = None;
     for loading in &files {
-        let step = step(&cache);
-        let mut at = 0;
-        while at < loading.bytes {
-            let end = (at + step).min(loading.bytes);
-            let pin = loading.file.pin(at..end, PinMode::Read);
-            pin.and_then(|pin| pin.release())
-                .with_context(|| format!("loading {}", loading.path.display()))?;
-            bar.inc(end - at);
-            at = end;
+        in_the_way = loading
+            .bring_in(&cache, &bar)
+            .with_context(|| format!("loading {}", loading.path.display()))?;
+        if in_the_way.is_some() {
+            break;
         }
     }
     let seconds = started.elapsed().as_secs_f64();
@@ -78,24 +77,52 @@ pub(crate) fn load(args: &LoadArgs) -> anyhow::Result<bool> {
         human(bytes)
     ))?;
     if !all {
+        let why = match in_the_way {
+            Some(error) => format!("; others hold it, or what it needs: {error}"),
+            None => String::new(),
+        };
         complain(&format!(
-            "not all of it is on the device, which has {} for all files: the rest was evicted again",
+            "not all of it is on the device, which has {} for all files of all clients{why}",
             human(cache.memory_bytes())
         ));
     }
     Ok(all)
 }
 
+impl Loading<'_> {
+    /// Brings the file in, piece by piece, until pins of others are in the way: which is the error given back.
+    fn bring_in(&self, cache: &Cache, bar: &ProgressBar) -> Result<Option<Error>, Error> {
+        let frame = cache.frame_bytes();
+        let mut step = (cache.memory_bytes() / 4 / frame).clamp(1, FRAMES) * frame;
+        let mut at = 0;
+        while at < self.bytes {
+            let end = (at + step).min(self.bytes);
+            let pin = self.file.pin_wait(at..end, PinMode::Read, Wait::Timeout(PATIENCE));
+            match pin.and_then(|pin| pin.release()) {
+                Ok(_) => {
+                    bar.inc(end - at);
+                    at = end;
+                }
+                // Others hold so much, or a session may hold so little: less may do.
+                Err(Error::DeviceFull { .. } | Error::TimedOut { .. } | Error::Limit { .. })
+                    if step > frame =>
+                {
+                    step = frame
+                }
+                Err(error @ (Error::DeviceFull { .. } | Error::TimedOut { .. })) => {
+                    return Ok(Some(error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
 fn open<'a>(cache: &Cache, path: &'a Path) -> anyhow::Result<Loading<'a>> {
     let file = cache.open_read_only(path)?;
     let bytes = file.len()?;
     Ok(Loading { path, file, bytes })
-}
-
-/// Bytes that are brought in at a time.
-fn step(cache: &Cache) -> u64 {
-    let frame = cache.frame_bytes();
-    (cache.memory_bytes() / 4 / frame).clamp(1, FRAMES) * frame
 }
 
 /// A progress bar on standard error, if that is a terminal.

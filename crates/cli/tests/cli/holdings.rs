@@ -63,6 +63,38 @@ fn what_does_not_fit_is_told() {
     assert_eq!(last_json(&output)["error"]["kind"], "not-found");
 }
 
+#[test]
+fn loading_takes_what_others_and_limits_leave() {
+    let limits = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(limits.path(), "").unwrap();
+    let daemon = Daemon::start(&["--limits", limits.path().to_str().unwrap()]);
+    let (held, file) = (daemon.file("held", 4 << 20), daemon.file("file", 1 << 20));
+    let load = |file| daemon.run(&["load", "CONNECT", "FILE", "--json"], file);
+    let told = daemon.run(&["load", "CONNECT", "FILE"], &held);
+    assert!(told.status.success(), "{}", errors(&told));
+    let mut holder = daemon.client(&held);
+    holder.does("pin 0 4m");
+    let output = load(&file);
+    let answer = last_json(&output);
+    assert_eq!((output.status.code(), &answer["resident_bytes"]), (Some(1), &0.into()), "{answer}");
+    let told = errors(&daemon.run(&["load", "CONNECT", "FILE"], &file));
+    assert!(told.contains("others hold it"), "{told}");
+    holder.does("unpin");
+    // One frame is left.
+    holder.does("pin 0 4032k");
+    let output = load(&file);
+    let answer = last_json(&output);
+    assert_eq!(output.status.code(), Some(1), "{answer}");
+    assert!(answer["resident_bytes"].as_u64().unwrap() <= 64 << 10, "{answer}");
+    drop(holder);
+    std::fs::write(limits.path(), "pinned_bytes = \"64k\"").unwrap();
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.expect_log("limits are read again", 1);
+    daemon.expect_log("session closed", 5);
+    let output = load(&file);
+    assert!(output.status.success(), "{} {}", text(&output), errors(&output));
+}
+
 fn look(daemon: &Daemon) -> Value {
     let output = daemon.run(&["top", "CONNECT", "--once", "--json"], Path::new(""));
     assert!(output.status.success(), "{}", errors(&output));
