@@ -3,7 +3,7 @@
 //! # The one idea
 //!
 //! A daemon is a cache whose handles are held by other processes. A client sends what a
-//! [`File`](crate::File) asks of its cache; a [session](session) makes that request of the cache in this
+//! [`File`](crate::File) asks of its cache; a session makes that request of the cache in this
 //! process, in the client's name, and keeps what comes of it (openings, pins) in a table of its own, so that
 //! all of it can be given back when the client is gone, whatever it was doing.
 //!
@@ -18,7 +18,7 @@
 //! copies of its own, and sends them with the release: whatever happens to it before, nothing is half done.
 //!
 //! Copies outlive those who had them made: each file stays open here, by a handle of the daemon's own, until
-//! nothing of it is left on the device ([`kept`]).
+//! nothing of it is left on the device (`kept.rs`).
 
 mod answer;
 mod held;
