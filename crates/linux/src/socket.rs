@@ -37,6 +37,8 @@ use rustix::net::{
     SocketType,
 };
 
+use crate::fork::LostInChildren;
+
 pub use listener::{ListenError, Listener};
 pub use systemd::notify_systemd;
 
@@ -50,7 +52,12 @@ const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 /// `fd` is a connected `SOCK_SEQPACKET` socket of the Unix family, blocking, and closes on exec.
 #[derive(Debug)]
 pub struct Socket {
+    /// A forked child finds something else in its place: it would keep the connection open when its parent is gone.
+    /// Before the descriptors, which close after it.
+    _lost_in_children: Option<LostInChildren>,
     fd: OwnedFd,
+    /// What children find.
+    _instead: Option<OwnedFd>,
 }
 
 /// What came.
@@ -82,7 +89,8 @@ pub struct Peer {
 }
 
 impl Socket {
-    /// Connects to who [listens](Listener) at a path. Waits while too many others do.
+    /// Connects to who [listens](Listener) at a path. Forked children (by `fork`, not by a bare `clone`) do not
+    /// inherit the connection. Waits while too many others do.
     ///
     /// # Errors
     /// `ENOENT`; `ECONNREFUSED` if nobody listens; `EPROTOTYPE` if it is a socket of another type;
@@ -91,7 +99,10 @@ impl Socket {
         let address = SocketAddrUnix::new(path.as_ref())?;
         let fd = new(SocketFlags::CLOEXEC)?;
         retry_on_intr(|| rustix::net::connect(&fd, &address))?;
-        Ok(Socket { fd })
+        // Children of processes with very many connections keep them.
+        let instead = new(SocketFlags::CLOEXEC)?;
+        let lost_in_children = LostInChildren::new(fd.as_fd(), instead.as_fd()).ok();
+        Ok(Socket { _lost_in_children: lost_in_children, fd, _instead: Some(instead) })
     }
 
     /// Two that are connected to each other.
@@ -101,11 +112,11 @@ impl Socket {
     pub fn pair() -> io::Result<(Socket, Socket)> {
         let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let (one, other) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
-        Ok((Socket { fd: one }, Socket { fd: other }))
+        Ok((Socket::plain(one), Socket::plain(other)))
     }
 
-    fn accepted(fd: OwnedFd) -> Socket {
-        Socket { fd }
+    fn plain(fd: OwnedFd) -> Socket {
+        Socket { _lost_in_children: None, fd, _instead: None }
     }
 
     /// Sends a packet with descriptors, all or nothing. No signal comes of a peer that is gone.
@@ -155,7 +166,7 @@ impl Socket {
         use rustix::net::{AddressFamily, SocketType, sockopt};
         let kind = sockopt::socket_type(&fd).ok()?;
         let domain = sockopt::socket_domain(&fd).ok()?;
-        (kind == SocketType::SEQPACKET && domain == AddressFamily::UNIX).then_some(Socket { fd })
+        (kind == SocketType::SEQPACKET && domain == AddressFamily::UNIX).then(|| Socket::plain(fd))
     }
 
     /// Waits for a packet and puts it into `buf`, and its descriptors, which close on exec, into `fds` (which is

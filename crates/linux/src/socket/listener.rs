@@ -115,7 +115,7 @@ impl Listener {
                 return Ok(None);
             }
             match rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC) {
-                Ok(fd) => return Ok(Some(Socket::accepted(fd))),
+                Ok(fd) => return Ok(Some(Socket::plain(fd))),
                 // Another process that has the socket was quicker.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

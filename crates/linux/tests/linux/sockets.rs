@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use pageferry_linux::{Received, Socket};
+use pageferry_linux::{Listener, Received, Socket};
 use rustix::net::SendFlags;
 
 use crate::{Watchdog, child};
@@ -215,4 +215,17 @@ fn the_peer_is_named() {
     assert_eq!(peer.pid, std::process::id());
     assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
     assert_eq!(peer.gid, rustix::process::getegid().as_raw());
+}
+
+/// It would keep the connection open when its parent is gone.
+#[test]
+fn a_forked_child_does_not_inherit_a_connection() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("socket");
+    let _listener = Listener::bind(&path, 0o600).expect("bind");
+    let socket = Socket::connect(&path).expect("connect");
+    let peer = || rustix::net::getpeername(&socket).map_or_else(|e| e.raw_os_error(), |_| 0);
+    assert_eq!(peer(), 0);
+    assert_eq!(child::fork(peer), Ok(libc::ENOTCONN));
+    assert_eq!(peer(), 0);
 }
