@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// What keeps outsiders from bytes that are away. Without, they are flushed before each comes.
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) guard: Guard,
+    /// The cache is a daemon's, to which the exerciser is connected.
+    #[arg(long)]
+    pub(crate) daemon: bool,
     /// kind=n,...: how often each kind is chosen; cache, own and foreign stand for all of theirs.
     #[arg(long, value_name = "LIST")]
     pub(crate) weights: Option<String>,
@@ -121,6 +124,7 @@ impl Args {
             touch: self.touch,
             flush_age: self.flush_age,
             guard: self.guard,
+            daemon: self.daemon,
             sabotage: self.sabotage,
             ignore: self.ignore.clone(),
         })

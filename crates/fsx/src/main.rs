@@ -9,6 +9,7 @@ mod args;
 mod difference;
 mod foreign;
 mod generate;
+mod home;
 mod number;
 mod op;
 mod output;

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use pageferry::CacheConfig;
 use pageferry::soft::{SoftConfig, SoftDevice};
-use pageferry::{Cache, CacheConfig};
 
+use crate::home::Home;
 use crate::number;
 
 /// Whom the cache asks before it believes that nobody else uses the file.
@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     /// Milliseconds; 0 for no flusher.
     pub(crate) flush_age: u64,
     pub(crate) guard: Guard,
+    /// The cache is a daemon's.
+    pub(crate) daemon: bool,
     pub(crate) sabotage: Option<Sabotage>,
     pub(crate) ignore: Vec<Known>,
 }
@@ -63,6 +65,7 @@ impl Default for Settings {
             touch: 64 << 10,
             flush_age: 0,
             guard: Guard::None,
+            daemon: false,
             sabotage: None,
             ignore: Vec::new(),
         }
@@ -79,18 +82,19 @@ impl Settings {
         self.guard != Guard::None
     }
 
-    pub(crate) fn cache(&self) -> anyhow::Result<Cache> {
+    pub(crate) fn cache(&self) -> anyhow::Result<Home> {
         let soft = SoftConfig {
             frame_bytes: self.frame,
             capacity_bytes: self.memory,
             workers: 1,
+            exportable: self.daemon,
             ..SoftConfig::default()
         };
         let device = SoftDevice::new(soft).context("making the software device")?;
         let age = Some(self.flush_age).filter(|ms| *ms > 0).map(Duration::from_millis);
         let config = CacheConfig::default().flush_age(age).touch_bytes(self.touch).copy_threads(1);
         let config = with_guard(config, self.guard)?;
-        Cache::new(Arc::new(device), config).context("opening the cache")
+        if self.daemon { Home::connected(device, config) } else { Home::embedded(device, config) }
     }
 }
 
@@ -106,10 +110,13 @@ fn with_guard(config: CacheConfig, guard: Guard) -> anyhow::Result<CacheConfig> 
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { size, start, memory, frame, touch, flush_age, guard, sabotage, ignore } =
-            self;
+        let Settings { size, start, memory, frame, touch, flush_age, guard, .. } = self;
+        let Settings { daemon, sabotage, ignore, .. } = self;
         write!(f, "set size={size} start={start} memory={memory} frame={frame} touch={touch}")?;
         write!(f, " flush-age={flush_age} guard={}", word(*guard))?;
+        if *daemon {
+            write!(f, " daemon=1")?;
+        }
         sabotage.map_or(Ok(()), |s| write!(f, " sabotage={}", word(s)))?;
         ignore.iter().try_for_each(|known| write!(f, " ignore={}", word(*known)))
     }
@@ -137,6 +144,7 @@ impl FromStr for Settings {
                 "touch" => settings.touch = number()?,
                 "flush-age" => settings.flush_age = number()?,
                 "guard" => settings.guard = clap::ValueEnum::from_str(value, false)?,
+                "daemon" => settings.daemon = number()? != 0,
                 "sabotage" => settings.sabotage = Some(clap::ValueEnum::from_str(value, false)?),
                 "ignore" => settings.ignore.push(clap::ValueEnum::from_str(value, false)?),
                 other => return Err(format!("there is no setting '{other}'")),

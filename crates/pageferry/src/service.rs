@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use pageferry_device::{Access, Device, DeviceAddr, Memory, MemoryFault};
 use pageferry_engine::{Owner, PinKey};
+use pageferry_linux::SealedMemory;
 
 use crate::map::MapService;
 use crate::{After, Coherence, PinMode, Placement, Result, Segment, Session, Stats, Wait};
@@ -123,11 +124,25 @@ pub(crate) struct Released {
 /// A change of a file by a system call, in its terms.
 #[derive(Clone, Debug)]
 pub(crate) enum FileChange<'a> {
-    Write { offset: u64, bytes: &'a [u8] },
+    Write {
+        offset: u64,
+        bytes: &'a [u8],
+    },
+    /// All of the bytes of some memory of another process.
+    WriteMemory {
+        offset: u64,
+        memory: &'a SealedMemory,
+    },
     SetLen(u64),
     PunchHole(Range<u64>),
-    ZeroRange { range: Range<u64>, keep_size: bool },
-    Allocate { range: Range<u64>, keep_size: bool },
+    ZeroRange {
+        range: Range<u64>,
+        keep_size: bool,
+    },
+    Allocate {
+        range: Range<u64>,
+        keep_size: bool,
+    },
     CollapseRange(Range<u64>),
     InsertRange(Range<u64>),
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use pageferry_device::{DeviceError, DeviceInfo, FrameId};
+use pageferry_linux::SealedMemory;
 use pageferry_wire as wire;
 use pageferry_wire::{DeviceFailure, Failure, Span};
 
@@ -89,6 +90,9 @@ pub(crate) fn change_out(change: &FileChange<'_>) -> Result<wire::Change> {
         FileChange::Write { offset, bytes } => {
             wire::Change::Write { offset: *offset, bytes: bytes.to_vec() }
         }
+        FileChange::WriteMemory { offset, memory } => {
+            wire::Change::WriteMemory { offset: *offset, bytes: memory.len() }
+        }
         FileChange::SetLen(bytes) => wire::Change::SetLen(*bytes),
         FileChange::PunchHole(range) => wire::Change::PunchHole(span(range)?),
         FileChange::ZeroRange { range, keep_size } => {
@@ -102,9 +106,22 @@ pub(crate) fn change_out(change: &FileChange<'_>) -> Result<wire::Change> {
     })
 }
 
-pub(crate) fn change_in(change: &wire::Change) -> FileChange<'_> {
-    match change {
+/// With the memory that came along.
+pub(crate) fn change_in<'a>(
+    change: &'a wire::Change,
+    memory: Option<&'a SealedMemory>,
+) -> Result<FileChange<'a>> {
+    Ok(match change {
         wire::Change::Write { offset, bytes } => FileChange::Write { offset: *offset, bytes },
+        wire::Change::WriteMemory { offset, .. } => {
+            let none = || Error::Protocol("no memory came with the write".into());
+            let memory = memory.ok_or_else(none)?;
+            let end = offset.checked_add(memory.len());
+            if end.is_none_or(|end| i64::try_from(end).is_err()) {
+                return Err(Error::InvalidArgument("a write beyond the end of any file".into()));
+            }
+            FileChange::WriteMemory { offset: *offset, memory }
+        }
         wire::Change::SetLen(bytes) => FileChange::SetLen(*bytes),
         wire::Change::PunchHole(span) => FileChange::PunchHole(span.range()),
         wire::Change::ZeroRange { span, keep_size } => {
@@ -115,7 +132,7 @@ pub(crate) fn change_in(change: &wire::Change) -> FileChange<'_> {
         }
         wire::Change::CollapseRange(span) => FileChange::CollapseRange(span.range()),
         wire::Change::InsertRange(span) => FileChange::InsertRange(span.range()),
-    }
+    })
 }
 
 pub(crate) fn coherence_out(coherence: Coherence) -> wire::Coherence {

@@ -249,6 +249,7 @@ impl Request {
         match self {
             Request::Open { .. }
             | Request::Release { stores: Some(_), .. }
+            | Request::Change { change: Change::WriteMemory { .. }, .. }
             | Request::Callbacks => 1,
             _ => 0,
         }
@@ -305,6 +306,13 @@ pub enum Change {
         /// At most [`DATA_BYTES_MAX`](crate::DATA_BYTES_MAX).
         #[serde(with = "crate::bytes")]
         bytes: Vec<u8>,
+    },
+    /// `pwrite` of all the bytes in the sealed memory whose descriptor comes along: more than a message holds.
+    WriteMemory {
+        /// At which byte.
+        offset: u64,
+        /// How many they are.
+        bytes: u64,
     },
     /// `ftruncate`, to so many bytes.
     SetLen(u64),

@@ -14,8 +14,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use crate::home::Home;
 use anyhow::Context;
-use pageferry::Cache;
 
 use crate::difference::{Difference, Step, Trouble};
 use crate::foreign::Foreign;
@@ -60,7 +60,7 @@ pub(crate) struct World {
     pins: BTreeMap<u64, Held>,
     maps: BTreeMap<u64, HeldMap>,
     file: Option<pageferry::File>,
-    cache: Cache,
+    cache: Home,
     own: PlainFile,
     foreign: Foreign,
     /// Mappings of outsiders: who, which, where, writable.

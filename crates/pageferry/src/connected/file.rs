@@ -392,6 +392,18 @@ impl FileService for RemoteFile {
             self.link.ask_done(Request::Change { file, change, owner })
         };
         let FileChange::Write { offset, bytes } = change else { return ask(change.clone()) };
+        // All of it in one go, as one change, if it can be had so.
+        if bytes.len() > wire::DATA_BYTES_MAX
+            && let Ok(memory) = in_memory(bytes)
+        {
+            let change = FileChange::WriteMemory { offset: *offset, memory: &memory };
+            let change = translate::change_out(&change)?;
+            let request = Request::Change { file, change, owner };
+            return match self.link.call(request, Some(memory.as_fd()))?.reply {
+                Reply::Done => Ok(()),
+                reply => Err(unexpected(&reply)),
+            };
+        }
         for (n, bytes) in bytes.chunks(wire::DATA_BYTES_MAX).enumerate() {
             let offset = offset + (n * wire::DATA_BYTES_MAX) as u64;
             ask(FileChange::Write { offset, bytes })?;
@@ -476,6 +488,12 @@ fn cut(placed: Placement, away: &Range<u64>) -> Vec<Placement> {
         part(inside.end..range.end, state),
     ];
     parts.into_iter().filter(|p| !p.range.is_empty()).collect()
+}
+
+fn in_memory(bytes: &[u8]) -> std::io::Result<SealedMemory> {
+    let mut memory = MemoryWriter::new()?;
+    memory.append(bytes)?;
+    memory.seal()
 }
 
 /// Copies what was stored. A page that has been cut off meanwhile cannot be read any more; the daemon drops it

@@ -8,11 +8,14 @@ use pageferry_linux::HostFile;
 
 use crate::service::FileChange;
 
+/// Bytes of another process's memory that are in ours at once.
+const PIECE_BYTES: u64 = 1 << 20;
+
 impl FileChange<'_> {
     /// For messages.
     pub(super) fn what(&self) -> &'static str {
         match self {
-            FileChange::Write { .. } => "write",
+            FileChange::Write { .. } | FileChange::WriteMemory { .. } => "write",
             FileChange::SetLen(_) => "truncate",
             FileChange::PunchHole(_) => "punch",
             FileChange::ZeroRange { .. } => "zero-range",
@@ -26,6 +29,9 @@ impl FileChange<'_> {
     pub(super) fn range(&self) -> Range<u64> {
         match self {
             FileChange::Write { offset, bytes } => *offset..offset + bytes.len() as u64,
+            FileChange::WriteMemory { offset, memory } => {
+                *offset..offset.saturating_add(memory.len())
+            }
             FileChange::SetLen(bytes) => *bytes..*bytes,
             FileChange::PunchHole(range) | FileChange::ZeroRange { range, .. } => range.clone(),
             // Contents stay.
@@ -42,7 +48,9 @@ impl FileChange<'_> {
         let range = self.range();
         let resizes = match self {
             FileChange::SetLen(bytes) => return Request::Resize { file, bytes: *bytes },
-            FileChange::Write { .. } => known.is_none_or(|bytes| range.end > bytes),
+            FileChange::Write { .. } | FileChange::WriteMemory { .. } => {
+                known.is_none_or(|bytes| range.end > bytes)
+            }
             FileChange::PunchHole(_) => false,
             FileChange::ZeroRange { keep_size, .. } | FileChange::Allocate { keep_size, .. } => {
                 !keep_size
@@ -57,6 +65,17 @@ impl FileChange<'_> {
         match self {
             FileChange::Write { offset, bytes } => {
                 io.write_at(bytes, *offset).map_err(|e| e.source)
+            }
+            FileChange::WriteMemory { offset, memory } => {
+                let mut piece = vec![0; memory.len().min(PIECE_BYTES) as usize];
+                let mut done = 0;
+                while done < memory.len() {
+                    let piece = &mut piece[..(memory.len() - done).min(PIECE_BYTES) as usize];
+                    memory.read_at(piece, done)?;
+                    io.write_at(piece, offset + done).map_err(|e| e.source)?;
+                    done += piece.len() as u64;
+                }
+                Ok(())
             }
             FileChange::SetLen(bytes) => io.set_len(*bytes),
             FileChange::PunchHole(range) => io.punch_hole(range.clone()),

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use pageferry_linux::{Served, file_system_served};
+use pageferry_linux::{SealedMemory, Served, file_system_served};
 use pageferry_wire::{
     self as wire, Failure, FileId, PinId, Reply, Request, SessionUse, Span, frames_sent,
 };
@@ -50,7 +50,10 @@ impl Session {
     ) -> Result<Answer, Failure> {
         let reply = match request {
             Request::Hello { version } => self.welcome(version)?,
-            Request::Open { name, writable } => self.open_file(&name, writable, descriptors)?,
+            Request::Open { name, writable } => {
+                // It comes into logs.
+                self.open_file(&translate::for_people(&name), writable, descriptors)?
+            }
             Request::Close { file } => {
                 let file = self.held.remove_file(file)?;
                 self.close_file(file)?;
@@ -84,7 +87,15 @@ impl Session {
             }
             Request::Change { file, change, owner } => {
                 let file = self.writable(file)?;
-                let change = translate::change_in(&change);
+                let memory = match &change {
+                    wire::Change::WriteMemory { bytes, .. } => {
+                        let fd = descriptors.into_iter().next();
+                        let memory = fd.map(|fd| SealedMemory::check(fd, *bytes)).transpose();
+                        memory.map_err(|e| Failure::Protocol(format!("a write: {e}")))?
+                    }
+                    _ => None,
+                };
+                let change = failed(translate::change_in(&change, memory.as_ref()))?;
                 failed(file.change(&change, self.owner(owner)))?;
                 Reply::Done
             }

@@ -37,8 +37,8 @@ impl Session {
             let pin = self.held.remove_pin(release.pin)?;
             let ended = self.end_pin(&pin, translate::after_in(release.after));
             match &stored {
-                Ok(lost) => match lost.iter().find(|lost| lost.pin == pin.range) {
-                    Some(lost) => ended.and(Err(lost.failure())),
+                Ok(lost) => match of_pin(lost, &pin.range) {
+                    Some(failure) => ended.and(Err(failure)),
                     None => ended,
                 },
                 Err(failure) => ended.and(Err(failure.clone())),
@@ -143,12 +143,11 @@ impl Session {
     }
 }
 
-impl Lost {
-    fn failure(&self) -> Failure {
-        translate::failure(Error::FileShrunk {
-            range: self.pin.clone(),
-            file_bytes: self.file_bytes,
-            lost_bytes: self.bytes,
-        })
-    }
+/// What was lost of one pin, if anything was.
+fn of_pin(lost: &[Lost], pin: &Range<u64>) -> Option<Failure> {
+    let of_it = || lost.iter().filter(|lost| lost.pin == *pin);
+    let file_bytes = of_it().map(|lost| lost.file_bytes).min()?;
+    let lost_bytes = of_it().map(|lost| lost.bytes).sum();
+    let range = pin.clone();
+    Some(translate::failure(Error::FileShrunk { range, file_bytes, lost_bytes }))
 }

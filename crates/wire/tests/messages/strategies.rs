@@ -69,6 +69,7 @@ pub fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (number(), vec(any::<u8>(), 0..100))
             .prop_map(|(offset, bytes)| Change::Write { offset, bytes }),
+        (number(), number()).prop_map(|(offset, bytes)| Change::WriteMemory { offset, bytes }),
         number().prop_map(Change::SetLen),
         span().prop_map(Change::PunchHole),
         (span(), any::<bool>()).prop_map(|(span, keep_size)| Change::ZeroRange { span, keep_size }),
