@@ -51,7 +51,7 @@ impl Pin {
     /// The bytes it holds.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
-        self.held.range.clone()
+        self.held.range()
     }
 
     /// What the device may do.
@@ -70,10 +70,7 @@ impl Pin {
     /// border of the device's address regions.
     #[must_use]
     pub fn segments(&self) -> Vec<Segment> {
-        match self.held.key {
-            Some(key) => self.held.file.service().segments(key, &self.held.range),
-            None => Vec::new(),
-        }
+        self.held.segments()
     }
 
     /// What kernels use to reach the bytes.
@@ -81,11 +78,7 @@ impl Pin {
     /// # Errors
     /// [`Error::Unsupported`] on a device without processors that run host closures.
     pub fn view(&self) -> Result<View<'_>> {
-        let held = &self.held;
-        match held.key {
-            Some(key) => View::pinned(held.file.clone(), key, held.range.clone(), held.mode),
-            None => Err(Error::InvalidArgument("the pin is released".into())),
-        }
+        self.held.view()
     }
 
     /// Releases with write-back: when this returns, what the device wrote is in the page cache.
@@ -104,7 +97,7 @@ impl Pin {
     /// tries again; [`Error::FileShrunk`] if the file was cut below bytes that the device had
     /// written (everything before the cut is kept).
     pub fn release_with(mut self, after: After) -> Result<u64> {
-        self.held.release_with(after)
+        self.held.end(after)
     }
 
     /// Takes the pin off this thread, so that it can be sent to another.
@@ -125,13 +118,47 @@ impl DetachedPin {
         self.owned()
     }
 
+    /// The bytes it holds.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// As [`Pin::segments`].
+    #[must_use]
+    pub fn segments(&self) -> Vec<Segment> {
+        match self.key {
+            Some(key) => self.file.service().segments(key, &self.range),
+            None => Vec::new(),
+        }
+    }
+
+    /// As [`Pin::view`].
+    ///
+    /// # Errors
+    /// As [`Pin::view`].
+    pub fn view(&self) -> Result<View<'_>> {
+        match self.key {
+            Some(key) => View::pinned(self.file.clone(), key, self.range.clone(), self.mode),
+            None => Err(Error::InvalidArgument("the pin is released".into())),
+        }
+    }
+
+    /// As [`Pin::release_with`].
+    ///
+    /// # Errors
+    /// As [`Pin::release_with`].
+    pub fn release_with(mut self, after: After) -> Result<u64> {
+        self.end(after)
+    }
+
     fn set_owner(&self, owner: pageferry_engine::Owner) {
         if let Some(key) = self.key {
             self.file.service().set_owner(key, owner);
         }
     }
 
-    fn release_with(&mut self, after: After) -> Result<u64> {
+    fn end(&mut self, after: After) -> Result<u64> {
         let Some(key) = self.key.take() else { return Ok(0) };
         let range = &self.range;
         let Released { written_bytes, refused } = self.file.service().release(key, range, after)?;
@@ -141,7 +168,7 @@ impl DetachedPin {
 
 impl Drop for DetachedPin {
     fn drop(&mut self) {
-        let result = self.release_with(After::WriteBack).map(drop);
+        let result = self.end(After::WriteBack).map(drop);
         if let Err(error) = result.or_else(Error::unless_forked) {
             self.file.handle.cache.service.count_failed_release();
             let file = self.file.name();
