@@ -171,13 +171,13 @@ impl RemoteFile {
         }
         let newer = layout > held.layout;
         held.layout = held.layout.max(layout);
+        drop(held);
         if newer {
-            let live: Vec<_> = held.held.values().map(|pin| pin.range.clone()).collect();
-            drop(held);
-            let overlaps = |folio: &Range<u64>, range: &Range<u64>| {
-                folio.start < range.end && range.start < folio.end
-            };
-            self.windows.let_go_older(layout, &|folio| live.iter().any(|r| overlaps(&folio, r)));
+            self.windows.let_go_older(layout, &|folio| {
+                let overlaps =
+                    |range: &Range<u64>| folio.start < range.end && range.start < folio.end;
+                self.pins.lock().held.values().any(|pin| overlaps(&pin.range))
+            });
         }
         Ok(keys)
     }

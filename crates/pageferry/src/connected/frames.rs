@@ -181,6 +181,9 @@ impl Frames {
 
     /// Lets go of frames that were looked up before `layout`, but for those of pinned folios: what was evicted since
     /// is not to stay in memory for our sake.
+    ///
+    /// Who is asked what is pinned answers for that moment: a pin that was granted before, and comes to be known only
+    /// now, finds its frames gone before it is accessed, and not while somebody uses their addresses.
     pub(super) fn let_go_older(&self, layout: u64, pinned: &dyn Fn(Range<u64>) -> bool) {
         let mut known = self.known.lock();
         let is_old = |index: &u64, frame: &Frame| {
