@@ -20,8 +20,9 @@
  * Waiting. Functions that wait for other users' pins say so; all that move bytes wait for files and devices.
  * None can be interrupted by a signal.
  *
- * fork(2). A child may not use what its parent made: calls fail with -EPERM (kind "forked"), if no other thread of
- * the parent was in a call at the time of the fork. It may make a cache of its own after exec(2).
+ * fork(2). A child does not use what its parent made. Calls that would need it are refused, mostly with -EPERM (kind
+ * "forked"), and addresses are a SIGSEGV there. It may make a cache of its own, if no other thread of the parent was
+ * in a call at the time of the fork, as with malloc(3).
  *
  * Pointers. Strings end with NUL; paths are bytes, in no particular encoding. A string or a buffer stays as it is
  * during the call. Places for results may be NULL where the result is not wanted, except for handles. What is passed

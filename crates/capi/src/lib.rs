@@ -2,12 +2,12 @@
 //!
 //! # The one idea
 //!
-//! A handle that C holds is no address but a number ([`handles`]). So whatever a program passes, closed, of
+//! A handle that C holds is no address but a number (`handles`). So whatever a program passes, closed, of
 //! another kind or made up, is found out and refused; and a handle that one thread closes while another is
 //! in a call with it stays until that call ends. What is left to trust are the pointers to strings, buffers and
-//! results ([`border`]).
+//! results (`border`).
 //!
-//! Every function here is a call across the [`border`]: what fails becomes a number and a text, a panic too.
+//! Every function here is a call across the `border`: what fails becomes a number and a text, a panic too.
 #![allow(non_camel_case_types, reason = "names are C's")]
 #![allow(
     clippy::missing_safety_doc,
