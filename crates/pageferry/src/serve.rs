@@ -32,13 +32,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pageferry_device::Device;
 use pageferry_linux::Socket;
 
 use crate::embedded::Embedded;
 use crate::error::os_error;
+use crate::service::CacheService;
 use crate::sync::{Condvar, Mutex, RwLock};
 use crate::{Cache, CacheConfig, Error, Result};
 use kept::Kept;
@@ -50,6 +51,8 @@ pub use pageferry_linux::{ListenError, Listener};
 
 /// How often files are looked at that nobody has open.
 const KEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How long sessions may take to end that only storage can keep.
+const STOP_TIME: Duration = Duration::from_secs(10);
 /// How long no client is accepted when that has failed (no descriptors are left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -146,7 +149,8 @@ impl Server {
     /// is in the files then; they hear [`Error::Disconnected`].
     ///
     /// # Errors
-    /// The first file's that could not be written back.
+    /// The first file's that could not be written back; `ETIMEDOUT` if a file's storage has not answered for ten
+    /// seconds (the other files are then written back or not, and threads are left behind).
     pub fn stop(mut self) -> Result<()> {
         self.end()
     }
@@ -157,24 +161,30 @@ impl Server {
         if let Some(listener) = &self.listener {
             listener.stop();
         }
-        let mut sessions = daemon.sessions.lock();
-        daemon.changed.notify_all();
-        while let Some(session) = sessions.open.values().next().cloned() {
-            sessions.open.values().for_each(|s| s.hang_up());
-            // The last session to go takes itself off the list.
-            drop(session);
-            daemon.changed.wait(&mut sessions);
-        }
-        drop(sessions);
-        for thread in self.threads.drain(..) {
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
-        // The last one: its file is removed.
+        let stuck = daemon.end_sessions();
+        let threads: Vec<_> = self.threads.drain(..).collect();
+        // The last one, but for a thread that does not end: its file is removed.
         self.listener = None;
-        daemon.kept.close_all();
-        let service: &dyn crate::service::CacheService = &*daemon.cache;
-        service.flush(None).map(drop)
+        let daemon = Arc::clone(daemon);
+        let rest = move || {
+            for thread in threads {
+                // One that panicked has said so.
+                let _ = thread.join();
+            }
+            daemon.kept.close_all();
+            let service: &dyn CacheService = &*daemon.cache;
+            service.flush(None).map(drop)
+        };
+        if stuck == 0 {
+            return rest();
+        }
+        // What holds them may hold this, too.
+        let (done, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || drop(done.send(rest())));
+        end.recv_timeout(STOP_TIME).unwrap_or_else(|_| {
+            let what = format!("ending {stuck} sessions whose files' storage does not answer");
+            Err(Error::Os { what, errno: libc::ETIMEDOUT })
+        })
     }
 }
 
@@ -189,6 +199,22 @@ impl Drop for Server {
 }
 
 impl Daemon {
+    /// Hangs up on all clients. Tells how many sessions have not ended after a while: some file's storage keeps
+    /// them.
+    fn end_sessions(&self) -> usize {
+        let until = Instant::now() + STOP_TIME;
+        let mut sessions = self.sessions.lock();
+        self.changed.notify_all();
+        while !sessions.open.is_empty() {
+            sessions.open.values().for_each(|session| session.hang_up());
+            if self.changed.wait_until(&mut sessions, until).timed_out() {
+                tracing::error!(sessions = sessions.open.len(), "sessions do not end");
+                break;
+            }
+        }
+        sessions.open.len()
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
@@ -218,7 +244,7 @@ impl Daemon {
     fn look_after_kept(self: &Arc<Self>) {
         let mut sessions = self.sessions.lock();
         while !self.is_stopping() {
-            let until = std::time::Instant::now() + KEPT_PAUSE;
+            let until = Instant::now() + KEPT_PAUSE;
             self.changed.wait_until(&mut sessions, until);
             drop(sessions);
             self.kept.tidy(self.limits.read().kept_files);
