@@ -66,7 +66,8 @@ pub(super) struct Users(Mutex<HashMap<u32, Holds>>);
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Holds {
     sessions: usize,
-    pinned_bytes: u64,
+    /// Also of ranges that are going to be refused, which may be of any size.
+    pinned_bytes: u128,
 }
 
 impl Users {
@@ -89,15 +90,16 @@ impl Users {
         let mut users = self.0.lock();
         let holds = users.entry(uid).or_default();
         let limit = limits.pinned_bytes_per_user;
-        match holds.pinned_bytes.checked_add(bytes).filter(|sum| *sum <= limit) {
-            Some(sum) => holds.pinned_bytes = sum,
-            None => return Err(beyond("bytes under pins of a user", limit)),
+        let sum = holds.pinned_bytes + u128::from(bytes);
+        if limit != u64::MAX && sum > u128::from(limit) {
+            return Err(beyond("bytes under pins of a user", limit));
         }
+        holds.pinned_bytes = sum;
         Ok(())
     }
 
     pub(super) fn unpin(&self, uid: u32, bytes: u64) {
-        self.change(uid, |holds| holds.pinned_bytes -= bytes);
+        self.change(uid, |holds| holds.pinned_bytes -= u128::from(bytes));
     }
 
     fn change(&self, uid: u32, change: impl FnOnce(&mut Holds)) {

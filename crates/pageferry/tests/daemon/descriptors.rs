@@ -45,7 +45,9 @@ fn a_message_has_the_descriptors_that_belong_to_it() {
 fn send_many(socket: BorrowedFd<'_>, packet: &[u8], fds: &[i32]) {
     let bytes = size_of_val(fds);
     // SAFETY: a computation.
-    let (space, len) = unsafe { (libc::CMSG_SPACE(bytes as u32), libc::CMSG_LEN(bytes as u32)) };
+    let space = unsafe { libc::CMSG_SPACE(bytes as u32) };
+    // SAFETY: a computation.
+    let len = unsafe { libc::CMSG_LEN(bytes as u32) };
     let mut control = vec![0u64; (space as usize).div_ceil(8)];
     let mut iov =
         libc::iovec { iov_base: packet.as_ptr().cast_mut().cast(), iov_len: packet.len() };
@@ -100,7 +102,8 @@ fn only_regular_files_that_can_be_read_are_taken() {
         // SAFETY: makes a descriptor of its own.
         let epoll = made(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) });
         // SAFETY: makes a descriptor of its own.
-        let pid_fd = made(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) as i32 });
+        let pid_fd =
+            made(unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) as i32 });
         let bad: Vec<(&str, OwnedFd)> = vec![
             ("a pipe", pipe.into()),
             ("a socket", socket.into()),

@@ -52,10 +52,10 @@ fn write_by_all_means(path: &str, fd: Option<BorrowedFd<'_>>) -> Vec<&'static st
         tried("fallocate", punches(fd));
         tried("a shared writable mapping", maps_writable(fd));
         // SAFETY: numbers.
-        tried("fcntl(F_SETFL)", unsafe {
-            libc::fcntl(raw, libc::F_SETFL, libc::O_RDWR);
-            libc::fcntl(raw, libc::F_GETFL) & libc::O_ACCMODE != libc::O_RDONLY
-        });
+        unsafe { libc::fcntl(raw, libc::F_SETFL, libc::O_RDWR) };
+        // SAFETY: numbers.
+        let mode = unsafe { libc::fcntl(raw, libc::F_GETFL) } & libc::O_ACCMODE;
+        tried("fcntl(F_SETFL)", mode != libc::O_RDONLY);
         // SAFETY: numbers.
         tried("a new seal", unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, libc::F_SEAL_EXEC) } == 0);
     }
@@ -119,7 +119,9 @@ fn frames_are_written_by_no_means() {
             same_user.must_say("");
             // SAFETY: asks for a number.
             if unsafe { libc::geteuid() } == 0 {
-                let nobody = |c: &mut std::process::Command| drop(c.uid(65534).gid(65534));
+                let nobody = |c: &mut std::process::Command| {
+                    c.uid(65534).gid(65534);
+                };
                 play("attempt", &[&pid, &fd], nobody).must_say("");
             }
             attacker.release(pin).unwrap();
@@ -180,8 +182,9 @@ impl Mapped {
     }
 
     fn bytes(&self) -> Vec<u8> {
+        let at = |at| self.0.wrapping_add(at);
         // SAFETY: inside the mapping; others change it, hence volatile.
-        (0..FRAME as usize).map(|at| unsafe { self.0.add(at).read_volatile() }).collect()
+        (0..FRAME as usize).map(|byte| unsafe { at(byte).read_volatile() }).collect()
     }
 }
 

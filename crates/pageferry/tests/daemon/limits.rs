@@ -165,29 +165,70 @@ fn more_requests_under_way_than_there_may_be() {
             let (mode, wait) = (Mode::Write, Wait::Block);
             raw.send(Request::Pin { file, ranges: ranges.clone(), mode, wait, owner: None }, &[]);
         }
-        // Three wait, the others are refused at once.
-        let mut refused = 0;
-        while refused < 17 {
+        // At most three wait; the others are refused at once, and this is heard all the same.
+        let usage = raw.send(Request::Usage, &[]);
+        let (mut refused, mut granted, mut heard) = (0, 0, false);
+        while refused < 17 || !heard {
             let (answer, _) = raw.next().unwrap();
-            is_limit(answer.result);
-            refused += 1;
-        }
-        d.serves();
-        // It is heard though it has so much under way.
-        let id = raw.send(Request::Usage, &[]);
-        assert_eq!(raw.next().unwrap().0.id, id);
-        holder.release(held).unwrap();
-        // Each of the three is granted when the one before it is released.
-        let mut granted = 0;
-        while granted < 3 {
-            let (answer, _) = raw.next().unwrap();
-            if let Ok(Reply::Pinned { pins, .. }) = answer.result {
-                granted += 1;
-                let pins = vec![Release { pin: pins[0], after: After::WriteBack }];
-                raw.send(Request::Release { pins, stores: None }, &[]);
+            heard |= answer.id == usage;
+            if answer.id != usage {
+                is_limit(answer.result);
+                refused += 1;
             }
         }
+        d.serves();
+        holder.release(held).unwrap();
+        // Each of those that wait is granted when the one before it is released.
+        while refused + granted < 20 {
+            match raw.next().unwrap().0.result {
+                Ok(Reply::Pinned { pins, .. }) => {
+                    granted += 1;
+                    let pins = vec![Release { pin: pins[0], after: After::WriteBack }];
+                    raw.send(Request::Release { pins, stores: None }, &[]);
+                }
+                Err(failure) => {
+                    is_limit(Err::<(), _>(failure));
+                    refused += 1;
+                }
+                Ok(_) => {}
+            }
+        }
+        assert!(granted > 0);
         drop((raw, holder));
         d.ends_clean();
     });
+}
+
+/// A range beyond all limits is refused for what it is; meanwhile other sessions of the user pin as they like.
+#[test]
+fn a_huge_range_that_waits_leaves_the_user_its_room() {
+    alone(60, || {
+        let d = daemon(16);
+        let path = d.file("a");
+        let mut holder = d.client();
+        let file = holder.open(&path, true);
+        let held = holder.pin(file, 0..4096, Mode::Write).unwrap();
+        let mut raw = d.client();
+        let file = raw.open(&path, false);
+        // The second range is huge, and not looked at before the first is granted.
+        let ranges = vec![span(0..4096), span(8192..u64::MAX)];
+        let (mode, wait) = (Mode::Read, Wait::Block);
+        let id = raw.send(Request::Pin { file, ranges, mode, wait, owner: None }, &[]);
+        until("the wait", || requests_of_sessions(&d) > 1);
+        d.serves();
+        holder.release(held).unwrap();
+        let (answer, _) = raw.next().unwrap();
+        assert_eq!(answer.id, id);
+        assert!(matches!(answer.result, Err(Failure::PastEof { .. })), "{answer:?}");
+        drop((raw, holder));
+        d.ends_clean();
+    });
+}
+
+/// Requests under way in all sessions: the one that asks, and those that wait.
+fn requests_of_sessions(d: &Daemon) -> u64 {
+    match d.client().ask(Request::Sessions { after: 0 }) {
+        Ok(Reply::Sessions { sessions, .. }) => sessions.iter().map(|s| s.requests).sum(),
+        other => panic!("{other:?}"),
+    }
 }

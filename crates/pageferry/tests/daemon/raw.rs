@@ -159,7 +159,11 @@ pub type Answer = Result<(Reply, Vec<OwnedFd>), Failure>;
 
 impl Raw {
     pub fn connect(socket: &Path) -> Raw {
-        Raw { socket: Socket::connect(socket).unwrap(), last_id: 0 }
+        Raw::on(Socket::connect(socket).unwrap())
+    }
+
+    pub fn on(socket: Socket) -> Raw {
+        Raw { socket, last_id: 0 }
     }
 
     pub fn greeted(socket: &Path) -> Raw {
@@ -192,6 +196,14 @@ impl Raw {
             Received::Closed => None,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Something comes within a time.
+    pub fn is_answered(&self, time: Duration) -> bool {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.socket.as_fd());
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one structure, which outlives the call.
+        unsafe { libc::poll(&raw mut poll, 1, time.as_millis() as i32) > 0 }
     }
 
     #[track_caller]

@@ -29,10 +29,11 @@ fn be_nobody(command: &mut Command) {
 
 /// What the other user does: tells how each of its attempts ends.
 pub fn as_nobody(socket: &str, dir: &str) {
-    if let Err(error) = Socket::connect(socket) {
-        return say(&format!("no connection: {:?}", error.kind()));
-    }
-    let mut raw = Raw::greeted(Path::new(socket));
+    let mut raw = match Socket::connect(socket) {
+        Ok(socket) => Raw::on(socket),
+        Err(error) => return say(&format!("no connection: {:?}", error.kind())),
+    };
+    raw.hello();
     let path = |name: &str| Path::new(dir).join(name);
     let open =
         |name: &str, write| std::fs::File::options().read(true).write(write).open(path(name));
