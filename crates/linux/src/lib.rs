@@ -58,7 +58,7 @@ pub use map::{AccessError, FileMap, MapError, Scalar, StoredPages};
 pub use page::page_bytes;
 pub use probe::{Capability, probe};
 pub use sealed::{MemoryWriter, NotSealed, SealedMemory};
-pub use served::{Served, file_system_served};
+pub use served::{Served, file_system_served, file_system_served_to};
 pub use socket::{ListenError, Listener, Peer, Received, Socket, notify_systemd};
 pub use store_tracker::StoreTracker;
 pub use tid::{current_tid, current_uid};

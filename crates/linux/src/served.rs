@@ -59,29 +59,64 @@ const BY_KERNEL: [&str; 28] = [
 /// # Errors
 /// `/proc` is not mounted, or not the kernel's.
 pub fn file_system_served(fd: BorrowedFd<'_>) -> io::Result<Served> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-    let Some(mount) = mount else {
-        let what = "/proc/self/fdinfo names no mount";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    };
+    let mount = mount_of(fd)?;
     // Paths in it are bytes.
     let mounts = fs::read("/proc/self/mountinfo")?;
-    Ok(served(mount, &String::from_utf8_lossy(&mounts)))
+    Ok(served(&mount, &String::from_utf8_lossy(&mounts)))
+}
+
+/// Tells where a descriptor leads that a process has sent, which may be in another mount namespace: what is not mounted
+/// here is looked for there. Mounts have numbers that are unique on the system, and a mount stays while a file on it
+/// is open; so it does not matter who the process is by now, or what it would like to be believed.
+///
+/// # Errors
+/// As [`file_system_served`].
+pub fn file_system_served_to(fd: BorrowedFd<'_>, pid: u32) -> io::Result<Served> {
+    match file_system_served(fd)? {
+        Served::Unknown => {}
+        known => return Ok(known),
+    }
+    // Of memory; the file system is not asked.
+    if rustix::fs::fcntl_get_seals(fd).is_ok() {
+        return Ok(Served::ByKernel);
+    }
+    // The process may be gone, and hidden.
+    let mounts = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let mount = mount_of(fd)?;
+    Ok(match served(&mount, &String::from_utf8_lossy(&mounts)) {
+        // Anybody may mount one in a namespace of their own, and of layers that they serve themselves.
+        Served::ByKernel if kind(&mount, &String::from_utf8_lossy(&mounts)) == Some("overlay") => {
+            Served::ByOthers("an overlay of another mount namespace".into())
+        }
+        found => found,
+    })
+}
+
+/// The number of a descriptor's mount.
+fn mount_of(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    mount.map(String::from).ok_or_else(|| {
+        let what = "/proc/self/fdinfo names no mount";
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })
 }
 
 /// Finds a mount in the text of `mountinfo`.
 fn served(mount: &str, mounts: &str) -> Served {
-    let mut fields = mounts.lines().map(|line| line.split(' '));
-    let Some(line) = fields.find_map(|mut fields| (fields.next() == Some(mount)).then_some(fields))
-    else {
-        return Served::Unknown;
-    };
-    // Behind a number of optional fields, and a dash that ends them.
-    match line.skip_while(|field| *field != "-").nth(1) {
+    match kind(mount, mounts) {
+        None => Served::Unknown,
         Some(kind) if BY_KERNEL.contains(&kind) => Served::ByKernel,
-        kind => Served::ByOthers(kind.unwrap_or("unknown").into()),
+        Some(kind) => Served::ByOthers(kind.into()),
     }
+}
+
+/// The type of a mount's file system.
+fn kind<'a>(mount: &str, mounts: &'a str) -> Option<&'a str> {
+    let mut fields = mounts.lines().map(|line| line.split(' '));
+    let line = fields.find_map(|mut fields| (fields.next() == Some(mount)).then_some(fields))?;
+    // Behind a number of optional fields, and a dash that ends them.
+    Some(line.skip_while(|field| *field != "-").nth(1).unwrap_or("unknown"))
 }
 
 #[cfg(test)]

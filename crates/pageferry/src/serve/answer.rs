@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use pageferry_linux::{SealedMemory, Served, file_system_served};
+use pageferry_linux::{SealedMemory, Served, file_system_served_to};
 use pageferry_wire::{
     self as wire, Failure, FileId, PinId, Reply, Request, SessionUse, Span, frames_sent,
 };
@@ -187,9 +187,15 @@ impl Session {
         let limits = self.daemon.limits.read().clone();
         let fd = descriptors.first().ok_or_else(|| Failure::Protocol("no descriptor".into()))?;
         // Before anything asks the file system: one that does not answer would hold this thread.
-        let served = file_system_served(fd.as_fd())
+        let served = file_system_served_to(fd.as_fd(), self.peer.pid)
             .map_err(|e| os_error("finding the file's file system", &e));
-        if let (Served::ByOthers(kind), false) = (failed(served)?, limits.served_file_systems) {
+        let by_others = match failed(served)? {
+            Served::ByKernel => None,
+            Served::ByOthers(kind) => Some(kind),
+            // It may be of FUSE, and unmounted, or mounted where only its server sees it.
+            Served::Unknown => Some("a file system that is not mounted here".into()),
+        };
+        if let (Some(kind), false) = (by_others, limits.served_file_systems) {
             return Err(Failure::Unsupported(format!(
                 "{name} is on {kind}, which another process or machine serves that may never answer; \
                  the daemon takes such files if its limit served_file_systems says so"

@@ -1,7 +1,7 @@
 //! Clients in processes of their own, which can be stopped and killed and be another user's: the test program once
 //! more, told what to play.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
@@ -52,10 +52,6 @@ impl Player {
         assert_eq!(self.says().as_deref(), Some(what));
     }
 
-    pub fn tell(&mut self, what: &str) {
-        writeln!(self.told.as_mut().unwrap(), "{what}").unwrap();
-    }
-
     pub fn signal(&self, signal: i32) {
         // SAFETY: a process of ours that was not waited for.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
@@ -104,6 +100,9 @@ fn player() {
         ["load", socket, path] => load(socket, path),
         ["user", socket, dir] => crate::users::as_nobody(socket, dir),
         ["attempt", pid, fd] => crate::frames::attempts(&format!("/proc/{pid}/fd/{fd}")),
+        ["steps", socket, path, at, when] => {
+            crate::steps::client(socket, path, at.parse().unwrap(), when == "before");
+        }
         _ => panic!("no such part: {part}"),
     }
 }

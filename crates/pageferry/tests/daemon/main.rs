@@ -1,5 +1,6 @@
 //! The daemon as an attacker sees it: raw sockets that say what they like, and processes that die where they like.
 //! `docs/security.md` names these tests.
+#![allow(clippy::single_range_in_vec_init, reason = "a list of one run is meant")]
 
 /// Says that a test could not be made here, past the runner's capture: a skip is never silent.
 #[macro_export]
@@ -20,10 +21,13 @@ mod children;
 mod common;
 mod descriptors;
 mod frames;
+mod fuzz;
 mod limits;
 mod messages;
 mod raw;
+mod served;
 mod silent;
+mod steps;
 mod stores;
 mod stuck;
 mod users;
