@@ -18,7 +18,7 @@ fn threads() -> usize {
 }
 
 /// Splits memory among threads and lets each do its part with calls of 1 MiB.
-fn spread(
+pub(super) fn spread(
     memory: &mut [u8],
     work: impl Fn(&mut [u8], u64) -> std::io::Result<()> + Sync,
 ) -> anyhow::Result<()> {
