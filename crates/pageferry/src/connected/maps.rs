@@ -30,6 +30,9 @@ use crate::{Error, Result};
 /// How long the reader rests after an error.
 const READ_AGAIN: Duration = Duration::from_millis(20);
 
+/// How long an access rests that could not even be asked for.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
 /// The mappings of one connection; nothing runs before the first.
 pub(super) struct Maps {
     link: Arc<Link>,
@@ -269,11 +272,7 @@ impl Shared {
             let at = mapped.range().start + inside as u64;
             let touch = Request::Touch { map, at, owner: fault.tid, expel: true };
             match self.link.ask_done(touch) {
-                Ok(()) => {
-                    self.end_touch(fault);
-                    self.wake(fault);
-                    return;
-                }
+                Ok(()) => {}
                 // What was away is not to be had any more, and what the file has instead is old.
                 Err(error @ Error::Disconnected { .. }) => {
                     tracing::error!(%error, addr = fault.addr, "a CPU touch is refused");
@@ -281,10 +280,14 @@ impl Shared {
                         tracing::error!(%error, "a CPU touch can neither be served nor refused");
                     }
                 }
+                // Too many wait: it asks again.
+                Err(Error::Limit { .. }) => std::thread::sleep(ASK_AGAIN),
                 Err(error) => tracing::warn!(%error, addr = fault.addr, "a CPU touch is refused"),
             }
         }
         self.end_touch(fault);
+        // Whoever was expelled is gone from there; whoever could not be asks again.
+        self.wake(fault);
     }
 }
 

@@ -13,6 +13,8 @@ macro_rules! skipped {
 /// See `tests/suite/common.rs`.
 const CONNECTED: bool = true;
 
+mod crowded;
+
 #[path = "../suite/calls.rs"]
 mod calls;
 #[path = "../suite/changes.rs"]
