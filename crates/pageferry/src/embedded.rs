@@ -128,6 +128,8 @@ impl Embedded {
         guards.lower_gate(backing.key);
         let io = backing.io().again().map_err(|e| open_error(&backing.name, e))?;
         guards.replace(backing.key, &backing.replace(io));
+        // Whoever has the old one may have stored through it since its mapping was last asked.
+        guards.suspect_all(backing.key);
         Ok(())
     }
 

@@ -285,6 +285,15 @@ impl Guards {
         }
     }
 
+    /// Anything may have been changed since the last look, by mappings that were made before it: the times tell nothing
+    /// of their stores.
+    pub(crate) fn suspect_all(&self, file: FileKey) {
+        if let Some(watched) = self.state.lock().files.get_mut(&file) {
+            watched.changed = true;
+            watched.when_alone = None;
+        }
+    }
+
     /// Watches over it no longer.
     pub(crate) fn close(&self, file: FileKey) {
         let Some(mut watched) = self.state.lock().files.remove(&file) else { return };

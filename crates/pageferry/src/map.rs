@@ -110,7 +110,9 @@ impl Trappable for Mapped {
             trap()?;
             return Ok(None);
         }
-        let times = || io.observe().ok().map(|seen| (seen.mtime, seen.ctime));
+        // Whole seconds are of a file system that has no finer times: they tell nothing.
+        let fine = |seen: &pageferry_linux::FileStamp| seen.mtime.1 != 0 && seen.ctime.1 != 0;
+        let times = || io.observe().ok().filter(fine).map(|seen| (seen.mtime, seen.ctime));
         let before = times();
         let stored = self.scan_stores(range)?;
         trap()?;

@@ -1,8 +1,8 @@
 //! What the daemon asks of a client that has mapped a file.
 //!
-//! The client's mappings are of its own address space, so only it can make accesses of them wait. It hands the daemon
-//! one end of a socket pair ([`Request::Callbacks`](crate::Request::Callbacks)) and answers on the other. The daemon
-//! asks one thing at a time; who does not answer is taken for gone.
+//! The client's mappings are of its own address space, so only it can make accesses of them wait. The daemon
+//! gives it one end of a socket pair ([`Request::Callbacks`](crate::Request::Callbacks)) and asks on the other, one thing
+//! at a time; who does not answer is taken for gone.
 
 use serde::{Deserialize, Serialize};
 

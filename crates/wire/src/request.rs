@@ -207,8 +207,8 @@ pub enum Request {
         /// Which file.
         file: FileId,
     },
-    /// Brings a socket on which the client answers what is asked of its mappings ([`Ask`](crate::Ask)); once.
-    /// [`Reply::Done`](crate::Reply::Done).
+    /// Asks for a socket on which the client answers what is asked of its mappings ([`Ask`](crate::Ask)); once.
+    /// [`Reply::Done`](crate::Reply::Done), with its descriptor.
     Callbacks,
     /// Tells of a mapping. The daemon asks for its pages to be trapped as they must be, on the socket of
     /// [`Callbacks`](Request::Callbacks), before it answers [`Reply::Done`](crate::Reply::Done).
@@ -249,8 +249,7 @@ impl Request {
         match self {
             Request::Open { .. }
             | Request::Release { stores: Some(_), .. }
-            | Request::Change { change: Change::WriteMemory { .. }, .. }
-            | Request::Callbacks => 1,
+            | Request::Change { change: Change::WriteMemory { .. }, .. } => 1,
             _ => 0,
         }
     }

@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -115,7 +114,9 @@ impl Maps {
             return Ok(Arc::clone(&running.shared));
         }
         let uffd = Arc::new(Uffd::open().map_err(|e| Error::Unsupported(e.to_string()))?);
-        let (socket, theirs) = Socket::pair().map_err(|e| os_error("making a socket", &e))?;
+        let sent = self.link.call(Request::Callbacks, None)?.descriptors.into_iter().next();
+        let socket = sent.and_then(Socket::received);
+        let socket = socket.ok_or_else(|| Error::Protocol("it sends no socket".into()))?;
         let shared = Arc::new(Shared {
             link: Arc::clone(&self.link),
             uffd,
@@ -128,7 +129,6 @@ impl Maps {
         let mut started = Running { shared: Arc::clone(&shared), threads: Vec::new() };
         started.start("pageferry-answer", Shared::answer_daemon)?;
         started.start("pageferry-events", Shared::read_events)?;
-        self.link.call(Request::Callbacks, Some(theirs.as_fd()))?;
         *running = Some(started);
         Ok(shared)
     }

@@ -92,7 +92,7 @@ impl Watched {
     /// What it looks like, if nobody stores to it without that showing there.
     fn telling_look(&self) -> Option<Stamp> {
         let tells = limits::times_are_fine() && self.io.stores_move_times();
-        tells.then(|| self.io.observe().ok()).flatten().map(|seen| stamp(&seen))
+        tells.then(|| self.io.observe().ok()).flatten().and_then(|seen| fine_stamp(&seen))
     }
 
     /// Somebody else may be at it, as far as the gate knows.
@@ -344,7 +344,7 @@ impl Guards {
             self.hear(&mut state);
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             let alone = watched.proven && watched.is_quiet() && !watched.has_strangers();
-            watched.when_alone = alone.then(|| stamp(&seen));
+            watched.when_alone = alone.then(|| fine_stamp(&seen)).flatten();
         }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
@@ -373,6 +373,12 @@ impl Drop for Window<'_> {
             let _ = self.guards.end(file);
         }
     }
+}
+
+/// A stamp by which a later change shows. Whole seconds are the times of a file system that has no finer ones (ext4 with
+/// small inodes, ext2): two changes within a second look alike there.
+fn fine_stamp(seen: &FileStamp) -> Option<Stamp> {
+    (seen.mtime.1 != 0 && seen.ctime.1 != 0).then(|| stamp(seen))
 }
 
 /// Why a lease was refused.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use pageferry_wire::{self as wire, Ask, Failure, FileId, MapId, Reply, Span, Tas
 
 use super::kept::OpenFile;
 use super::session::{Answer, Session, failed};
+use crate::Result;
 use crate::error::os_error;
 use crate::map::Trappable;
 use crate::service::FileService;
 use crate::sync::Mutex;
-use crate::{Error, Result};
 
 /// How long a client may take to answer. Others may wait for that, with a pin in their hands.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -59,16 +59,22 @@ struct RemoteMap {
 impl Callbacks {
     /// Asks; `None` if there is nobody any more to answer.
     fn ask(&self, ask: &Ask) -> Option<Told> {
-        let mut socket = self.socket.lock();
+        let socket = self.socket.lock();
         let told = socket.as_ref().and_then(|socket| converse(socket, ask).ok());
+        drop(socket);
         if told.is_none() {
-            *socket = None;
-            drop(socket);
-            if let Some(session) = self.session.upgrade() {
-                session.hang_up();
-            }
+            self.give_up("no answer");
         }
         told
+    }
+
+    /// Asks nothing more, and ends the session.
+    fn give_up(&self, why: &str) {
+        *self.socket.lock() = None;
+        if let Some(session) = self.session.upgrade() {
+            tracing::warn!(session = session.number, why, "a client's mapping is left to itself");
+            session.hang_up();
+        }
     }
 }
 
@@ -92,10 +98,15 @@ impl RemoteMap {
             Some(Told::Done(runs)) => {
                 Ok(runs.map(|runs| runs.into_iter().map(Span::range).collect()))
             }
+            // What a client cannot or will not do is not to fail others: it is hung up on.
             Some(Told::Failed(why)) => {
-                Err(Error::Os { what: format!("a client's mapping: {why}"), errno: libc::EIO })
+                self.callbacks.give_up(&why);
+                Ok(None)
             }
-            Some(Told::OutOfVmas { max_map_count }) => Err(Error::OutOfVmas { max_map_count }),
+            Some(Told::OutOfVmas { max_map_count }) => {
+                self.callbacks.give_up(&format!("its {max_map_count} mappings are used up"));
+                Ok(None)
+            }
             // The end of its session makes it a stranger's.
             None => Ok(None),
         }
@@ -129,18 +140,16 @@ impl Session {
         Ok(Answer { reply: Reply::Done, descriptors: lent.into_iter().collect() })
     }
 
-    pub(super) fn take_callbacks(
-        self: &Arc<Self>,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Reply, Failure> {
-        let fd = descriptors.into_iter().next();
-        let fd = fd.ok_or_else(|| Failure::Protocol("no descriptor".into()))?;
-        let socket = Socket::received(fd)
-            .ok_or_else(|| Failure::Protocol("the descriptor is no socket of packets".into()))?;
+    /// Makes the socket on which the client is asked. Its limits of time are those of the daemon's end, which the client
+    /// does not have.
+    pub(super) fn make_callbacks(self: &Arc<Self>) -> Result<Answer, Failure> {
+        let os = |e: std::io::Error| os_error("making a socket to ask a client on", &e);
+        let (socket, theirs) = failed(Socket::pair().map_err(os))?;
         let limits = socket
             .set_send_timeout(Some(ANSWER_TIME))
             .and_then(|()| socket.set_receive_timeout(Some(ANSWER_TIME)));
-        failed(limits.map_err(|e| os_error("limiting the time for answers", &e)))?;
+        failed(limits.map_err(os))?;
+        let theirs = failed(theirs.as_fd().try_clone_to_owned().map_err(os))?;
         let mut tables = self.maps.0.lock();
         if tables.callbacks.is_some() {
             return Err(Failure::Protocol("the session has a socket for callbacks".into()));
@@ -148,7 +157,7 @@ impl Session {
         let callbacks =
             Callbacks { socket: Mutex::new(Some(socket)), session: Arc::downgrade(self) };
         tables.callbacks = Some(Arc::new(callbacks));
-        Ok(Reply::Done)
+        Ok(Answer { reply: Reply::Done, descriptors: vec![theirs] })
     }
 
     pub(super) fn map_in(
@@ -216,13 +225,13 @@ impl Session {
     pub(super) fn forget_maps(&self) {
         let maps = std::mem::take(&mut self.maps.0.lock().maps);
         for held in maps.into_values() {
-            // Everything home first: what keeps others from it may end with the description.
-            let forgotten = held
-                .file
-                .map_out(held.key, &held.range)
-                .and_then(|()| held.file.flush(0..u64::MAX, None))
-                .and_then(|_| held.file.take_new_description());
-            if let Err(error) = forgotten {
+            // Everything home first: what keeps others from it may end with the description. Which goes whatever
+            // else fails: whoever has it is not to count as us.
+            let file = &held.file;
+            let forgotten = file.map_out(held.key, &held.range);
+            let home = file.flush(0..u64::MAX, None).map(drop);
+            let replaced = file.take_new_description();
+            for error in [forgotten, home, replaced].into_iter().filter_map(Result::err) {
                 tracing::error!(%error, "forgetting the mapping of a client that is gone");
             }
         }
