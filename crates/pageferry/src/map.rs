@@ -9,9 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pageferry_engine::{FileKey, MapKey};
-use pageferry_linux::{AccessError, FileMap, StoredPages, Uffd, limits};
+use pageferry_linux::{
+    AccessError, FileMap, HostFile, StoreTracker, StoredPages, Uffd, UffdError, limits,
+};
 
+use crate::error::os_error;
 use crate::perform::map_error;
+use crate::sync::Mutex;
 use crate::{Error, File, Result};
 
 /// How long a page stays an error after an access of it was refused.
@@ -51,6 +55,47 @@ impl AnyMap {
         match self {
             AnyMap::Here(mapped) => &**mapped,
             AnyMap::There(map) => &**map,
+        }
+    }
+}
+
+/// What tracks stores in all mappings of a cache or connection, from the first writable one on.
+#[derive(Default)]
+pub(crate) struct Tracker(Mutex<Option<Arc<StoreTracker>>>);
+
+impl Tracker {
+    /// Maps whole pages of a file, with stores tracked where that can be.
+    pub(crate) fn map(
+        &self,
+        io: &Arc<HostFile>,
+        whole: &Range<u64>,
+        writable: bool,
+    ) -> Result<FileMap> {
+        let len = usize::try_from(whole.end - whole.start)
+            .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
+        let tracker = if writable { self.get()? } else { None };
+        let map = match &tracker {
+            Some(tracker) => FileMap::tracked(io, whole.start, len, writable, tracker),
+            None => FileMap::new(io, whole.start, len, writable),
+        };
+        map.map_err(map_error)
+    }
+
+    /// `None` where the kernel has none.
+    fn get(&self) -> Result<Option<Arc<StoreTracker>>> {
+        let mut tracker = self.0.lock();
+        if let Some(tracker) = &*tracker {
+            return Ok(Some(Arc::clone(tracker)));
+        }
+        match StoreTracker::open() {
+            Ok(opened) => Ok(Some(Arc::clone(tracker.insert(Arc::new(opened))))),
+            // No descriptors are left: that passes, and is no reason to go without for ever.
+            Err(UffdError::Os { call, source })
+                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
+            {
+                Err(os_error(call, &source))
+            }
+            Err(_) => Ok(None),
         }
     }
 }
@@ -257,7 +302,7 @@ impl Map {
                 }
                 Err(AccessError::ReadOnly) => return Err(Error::ReadOnly("the mapping".into())),
                 Err(AccessError::Os { source, .. }) => {
-                    return Err(crate::error::os_error("accessing the mapping", &source));
+                    return Err(os_error("accessing the mapping", &source));
                 }
                 Err(error) => return Err(access_error(error)),
             }

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use crate::sync::{Condvar, HELP_BYTES, Mutex, RwLock};
 use pageferry_device::{Device, DeviceInfo};
-use pageferry_linux::StoreTracker;
 
 use pageferry_engine::{
     Action, ActionKey, Class, Engine, FileKey, MapKey, OpKey, Outcome, Owner, Refusal, Reply,
@@ -22,7 +21,7 @@ use pageferry_engine::{
 
 use crate::backing::Backing;
 use crate::guard::Guards;
-use crate::map::AnyMap;
+use crate::map::{AnyMap, Tracker};
 use crate::trap::{Fault, TrapService};
 use crate::{CacheConfig, Error, Result, Wait};
 
@@ -49,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) maps: RwLock<HashMap<MapKey, AnyMap>>,
     map_keys: AtomicU64,
     /// Opened with the first writable mapping.
-    pub(crate) tracker: Mutex<Option<Arc<StoreTracker>>>,
+    pub(crate) tracker: Tracker,
     /// Started with the first mapping.
     pub(crate) traps: Mutex<Option<TrapService>>,
     pub(crate) tally: Tally,
@@ -128,7 +127,7 @@ impl Shared {
             files: RwLock::new(HashMap::new()),
             maps: RwLock::new(HashMap::new()),
             map_keys: AtomicU64::new(0),
-            tracker: Mutex::new(None),
+            tracker: Tracker::default(),
             traps: Mutex::new(None),
             tally: Tally::default(),
             started: Instant::now(),

@@ -63,6 +63,33 @@ impl TrapService {
     }
 }
 
+/// Reads events until the source is stopped, and hands over the accesses that wait. After an error it goes on unless
+/// it `is_stopping`: whoever waits depends on this thread.
+pub(crate) fn read_faults(
+    uffd: &Uffd,
+    is_stopping: impl Fn() -> bool,
+    mut take: impl FnMut(&mut dyn Iterator<Item = Fault>),
+) {
+    let mut events = Vec::new();
+    loop {
+        match uffd.wait(&mut events, None) {
+            Ok(Wakeup::Stopped) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "reading userfaultfd events failed; trying again");
+                if is_stopping() {
+                    return;
+                }
+                std::thread::sleep(READ_AGAIN);
+            }
+        }
+        take(&mut events.drain(..).filter_map(|event| match event {
+            Event::Fault(fault) => Some(Fault { addr: fault.addr, tid: fault.tid }),
+            _ => None,
+        }));
+    }
+}
+
 impl Shared {
     /// The event source for mappings, started if it is not running.
     pub(crate) fn trap_events(self: &Arc<Self>) -> Result<Arc<Uffd>> {
@@ -91,24 +118,8 @@ impl Shared {
     }
 
     fn read_events(&self, uffd: &Uffd) {
-        let mut events = Vec::new();
-        loop {
-            match uffd.wait(&mut events, None) {
-                Ok(Wakeup::Stopped) => return,
-                Ok(_) => {}
-                Err(error) => {
-                    // Whoever waits depends on this thread: it ends with the cache and not before.
-                    tracing::error!(%error, "reading userfaultfd events failed; trying again");
-                    if self.core.lock().stopping {
-                        return;
-                    }
-                    std::thread::sleep(READ_AGAIN);
-                }
-            }
-            let faults = events.drain(..).filter_map(|event| match event {
-                Event::Fault(fault) => Some(Fault { addr: fault.addr, tid: fault.tid }),
-                _ => None,
-            });
+        let stopping = || self.core.lock().stopping;
+        read_faults(uffd, stopping, |faults| {
             let mut core = self.core.lock();
             let known = core.faults.len();
             for fault in faults {
@@ -120,7 +131,7 @@ impl Shared {
             if core.faults.len() > known {
                 self.changed.notify_all();
             }
-        }
+        });
     }
 
     fn serve_touches(&self) {

@@ -13,21 +13,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pageferry_engine::{FileKey, MapKey};
-use pageferry_linux::{Event, FileMap, HostFile, Received, Socket, StoreTracker, Uffd, Wakeup};
+use pageferry_linux::{HostFile, Received, Socket, Uffd};
 use pageferry_wire::{
     self as wire, Ask, FileId, MapId, Request, STORED_RUNS_MAX, Span, Task, Told,
 };
 
 use super::link::{Link, thread};
 use crate::error::os_error;
-use crate::map::{MapService, Mapped, Trappable};
-use crate::perform::map_error;
+use crate::map::{MapService, Mapped, Tracker, Trappable};
 use crate::sync::{Mutex, RwLock, this_thread};
-use crate::trap::Fault;
+use crate::trap::{Fault, read_faults};
 use crate::{Error, Result};
-
-/// How long the reader rests after an error.
-const READ_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long an access rests that could not even be asked for.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -46,7 +42,7 @@ struct Running {
 struct Shared {
     link: Arc<Link>,
     uffd: Arc<Uffd>,
-    tracker: Option<Arc<StoreTracker>>,
+    tracker: Tracker,
     maps: RwLock<Registry>,
     /// Accesses that wait and are being asked for.
     waiting: Mutex<Vec<Fault>>,
@@ -82,13 +78,7 @@ impl Maps {
         writable: bool,
     ) -> Result<Box<dyn MapService>> {
         let shared = self.running()?;
-        let len = usize::try_from(whole.end - whole.start)
-            .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
-        let map = match &shared.tracker {
-            Some(tracker) if writable => FileMap::tracked(io, whole.start, len, writable, tracker),
-            _ => FileMap::new(io, whole.start, len, writable),
-        };
-        let map = map.map_err(map_error)?;
+        let map = shared.tracker.map(io, &whole, writable)?;
         let (id, mapped) = {
             let mut maps = shared.maps.write();
             maps.last += 1;
@@ -120,7 +110,7 @@ impl Maps {
         let shared = Arc::new(Shared {
             link: Arc::clone(&self.link),
             uffd,
-            tracker: StoreTracker::open().ok().map(Arc::new),
+            tracker: Tracker::default(),
             maps: RwLock::default(),
             waiting: Mutex::default(),
             socket,
@@ -205,26 +195,8 @@ impl Shared {
     }
 
     fn read_events(self: &Arc<Self>) {
-        let mut events = Vec::new();
-        loop {
-            match self.uffd.wait(&mut events, None) {
-                Ok(Wakeup::Stopped) => return,
-                Ok(_) => {}
-                Err(error) => {
-                    // Whoever waits depends on this thread: it ends with the connection and not before.
-                    tracing::error!(%error, "reading userfaultfd events failed; trying again");
-                    if self.stopping.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    std::thread::sleep(READ_AGAIN);
-                }
-            }
-            for event in events.drain(..) {
-                if let Event::Fault(fault) = event {
-                    self.begin_touch(Fault { addr: fault.addr, tid: fault.tid });
-                }
-            }
-        }
+        let stopping = || self.stopping.load(Ordering::SeqCst);
+        read_faults(&self.uffd, stopping, |faults| faults.for_each(|f| self.begin_touch(f)));
     }
 
     /// Has a thread ask for what an access waits for.

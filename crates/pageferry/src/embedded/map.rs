@@ -3,33 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use pageferry_engine::{MapKey, Owner, Request};
-use pageferry_linux::{FileMap, StoreTracker, UffdError};
+use pageferry_engine::{FileKey, MapKey, Owner, Request};
 
 use super::{Embedded, Opening};
 use crate::backing::Backing;
-use crate::error::os_error;
 use crate::map::{AnyMap, MapService, Mapped, Trappable};
-use crate::perform::map_error;
 use crate::shared::Shared;
 use crate::{Error, Result, Wait};
 
 impl Shared {
-    /// One tracker for all mappings; `None` where the kernel has none.
-    fn store_tracker(&self) -> Result<Option<Arc<StoreTracker>>> {
-        let mut tracker = self.tracker.lock();
-        if let Some(tracker) = &*tracker {
-            return Ok(Some(Arc::clone(tracker)));
-        }
-        match StoreTracker::open() {
-            Ok(opened) => Ok(Some(Arc::clone(tracker.insert(Arc::new(opened))))),
-            // No descriptors are left: that passes, and is no reason to go without for ever.
-            Err(UffdError::Os { call, source })
-                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
-            {
-                Err(os_error(call, &source))
-            }
-            Err(_) => Ok(None),
+    fn map_out(&self, file: FileKey, map: MapKey, range: &Range<u64>) -> Result<()> {
+        match self.request(Request::MapOut { file, map }, Wait::Block) {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(self.explain(refusal, range, Wait::Block)),
         }
     }
 
@@ -51,18 +37,10 @@ impl Opening {
     pub(super) fn map_in(&self, whole: Range<u64>, writable: bool) -> Result<Box<dyn MapService>> {
         let (shared, backing) = (&self.cache.shared, &self.backing);
         shared.not_forked()?;
-        let len = usize::try_from(whole.end - whole.start)
-            .map_err(|_| Error::InvalidArgument("the range exceeds the address space".into()))?;
         let uffd = shared.trap_events()?;
         // Its stores move the file's times, by which others are judged until now.
         shared.guards.look(backing.key, u64::MAX)?;
-        let io = backing.io();
-        let tracker = if writable { shared.store_tracker()? } else { None };
-        let map = match &tracker {
-            Some(tracker) => FileMap::tracked(&io, whole.start, len, writable, tracker),
-            None => FileMap::new(&io, whole.start, len, writable),
-        };
-        let map = map.map_err(map_error)?;
+        let map = shared.tracker.map(&backing.io(), &whole, writable)?;
         // Where the device has copies, stores are tracked from the start: nobody knows the address
         // yet, so what the first scan reports is none. Elsewhere the mapping stays a plain one
         // until the range is pinned.
@@ -132,11 +110,7 @@ impl Opening {
 
     /// A mapping goes; the engine learns of its last stores.
     pub(crate) fn map_out(&self, map: MapKey, range: &Range<u64>) -> Result<()> {
-        let (shared, file) = (&self.cache.shared, self.backing.key);
-        match shared.request(Request::MapOut { file, map }, Wait::Block) {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(shared.explain(refusal, range, Wait::Block)),
-        }
+        self.cache.shared.map_out(self.backing.key, map, range)
     }
 }
 
@@ -158,12 +132,7 @@ impl MapService for Mapping {
     }
 
     fn end(&self) -> Result<()> {
-        let shared = &self.cache.shared;
-        let request = Request::MapOut { file: self.mapped.file, map: self.mapped.key() };
-        let range = self.mapped.range();
-        match shared.request(request, Wait::Block) {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(shared.explain(refusal, &range, Wait::Block)),
-        }
+        let Mapping { cache, mapped, .. } = self;
+        cache.shared.map_out(mapped.file, mapped.key(), &mapped.range())
     }
 }
