@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use pageferry_device::{Access, DeviceError, FaultReason, FrameId, PAGE_BYTES};
 
 use crate::exports::Exports;
+use crate::frame_memory::stamp_offset;
 use crate::mapping::{Canary, Mapping};
 use crate::page_state::{Hold, PageState};
 use crate::stamp::Stamp;
@@ -286,7 +287,7 @@ impl<'a> Locked<'a> {
         let pages = self.first..self.first + self.count;
         let base = self.arena.pages(self.frame).start;
         pages.filter_map(move |page| {
-            let offset = self.arena.frame_bytes + (page - base) * size_of::<Stamp>() as u64;
+            let offset = self.arena.frame_bytes + stamp_offset(page - base);
             let stamp = place?.as_ptr().wrapping_add(offset as usize).cast::<Stamp>();
             // SAFETY: in the tail of the frame's memory (`tail_bytes`), aligned; any word is a valid
             // `Stamp`; the page is locked for as long as `self` is borrowed, so it stays mapped.

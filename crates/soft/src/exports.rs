@@ -69,12 +69,17 @@ impl Exports {
         let frame = self.frame(id);
         let mut current = frame.current.lock();
         current.serial = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
-        if current.memory.is_some() && (same_file || !current.exported) {
+        if let Some(memory) = current.memory.as_ref().filter(|_| same_file || !current.exported) {
+            // The frame is not attached: no page of it is present.
+            memory.frame_use().set(current.serial);
             arena.leave(id);
             return Ok(());
         }
         let (fresh, outcome) = match FrameMemory::new(self.frame_bytes) {
-            Ok(memory) => (Some(memory), Ok(())),
+            Ok(memory) => {
+                memory.frame_use().set(current.serial);
+                (Some(memory), Ok(()))
+            }
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::ENOMEM);
                 let frame_bytes = self.frame_bytes;

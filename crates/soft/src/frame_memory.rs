@@ -1,7 +1,7 @@
 //! The memory of one frame that other processes can map, and its layout.
 //!
-//! A memfd of its own: the frame's bytes, then the *tail*: one [`Stamp`] per page, rounded up to whole
-//! pages. Once this process has mapped it, it is sealed for ever against other writers and other sizes:
+//! A memfd of its own: the frame's bytes, then the *tail*: the [`FrameUse`], and one [`Stamp`] per page, rounded up
+//! to whole pages. Once this process has mapped it, it is sealed for ever against other writers and other sizes:
 //! nobody who is handed it can change a byte of it, or make an access of it fail, whoever they are.
 //!
 //! Memory that was exported is never given to another file. Nobody can tell whether a former client
@@ -17,15 +17,23 @@ use pageferry_device::PAGE_BYTES;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
-use crate::stamp::Stamp;
+use crate::stamp::{FrameUse, Stamp};
 
 /// Frames of at least this size are made of huge pages where the host has them: filling 512 small
 /// pages for the first time costs ten times what one huge page does.
 const HUGE_BYTES: usize = 2 << 20;
 
+/// Where the stamps begin in the tail; the use is at its start.
+const STAMPS_OFFSET: u64 = size_of::<FrameUse>() as u64;
+
 /// Bytes of the tail of a frame.
 pub(crate) fn tail_bytes(frame_bytes: u64) -> u64 {
-    (frame_bytes / PAGE_BYTES * size_of::<Stamp>() as u64).next_multiple_of(PAGE_BYTES)
+    stamp_offset(frame_bytes / PAGE_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
+/// Where the stamp of a frame's page is in the tail.
+pub(crate) fn stamp_offset(page: u64) -> u64 {
+    STAMPS_OFFSET + page * size_of::<Stamp>() as u64
 }
 
 /// A frame's memory.
@@ -41,6 +49,8 @@ pub(crate) struct FrameMemory {
 struct Map {
     base: NonNull<u8>,
     bytes: usize,
+    /// Of these, before the tail.
+    frame_bytes: usize,
 }
 
 // SAFETY: an address and a descriptor; what is there is for its users to share correctly.
@@ -64,6 +74,13 @@ impl FrameMemory {
 
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.map.base
+    }
+
+    /// Which use of the frame it is in.
+    pub(crate) fn frame_use(&self) -> &FrameUse {
+        let tail = self.map.base.as_ptr().wrapping_add(self.map.frame_bytes);
+        // SAFETY: mapped for as long as `self` is borrowed, aligned to a page; any word is a valid `FrameUse`.
+        unsafe { &*tail.cast::<FrameUse>() }
     }
 
     /// A description of its own, which cannot write.
@@ -98,7 +115,7 @@ impl Map {
         let Some(base) = NonNull::new(base.cast::<u8>()) else {
             return Err(io::ErrorKind::OutOfMemory.into());
         };
-        let map = Map { base, bytes };
+        let map = Map { base, bytes, frame_bytes };
         // What a child stored would be stored here, and it may be forked under our locks.
         map.advise(Advice::LinuxDontFork)?;
         map.advise(Advice::LinuxDontDump)?;

@@ -13,8 +13,12 @@
 //! the page was present, nobody was writing, and the stamp is the same afterwards (a seqlock). The
 //! lock's holder is the only writer; what a reader misses is a number of changes that is a multiple of
 //! 2^30 while it copies one page.
+//!
+//! The page may by then be another one: a frame that one folio has lost serves another of the same file, in the same
+//! memory. So the frame says which of its uses this is, and a reader that knows the one it was told of reads that
+//! word as if it were one of the page's bytes: it is changed only while no page of the frame is present.
 
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 const WRITING: u32 = 1;
 const PRESENT: u32 = 2;
@@ -29,9 +33,33 @@ const COUNT: u32 = 4;
 #[repr(transparent)]
 pub(crate) struct Stamp(AtomicU32);
 
+/// Which use of its frame the memory is in: the serial number of what was exported.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct FrameUse(AtomicU64);
+
+impl FrameUse {
+    #[cfg(all(loom, test))]
+    pub(crate) fn new() -> FrameUse {
+        FrameUse(AtomicU64::new(0))
+    }
+
+    /// By whoever has found no page of the frame present, and lets none become so meanwhile.
+    pub(crate) fn set(&self, serial: u64) {
+        // Release, with the other one's acquire: who finds this use finds no page of the former one present.
+        self.0.store(serial, Ordering::Release);
+    }
+
+    /// For a [`Stamp`] to confirm.
+    pub(crate) fn is(&self, serial: u64) -> bool {
+        self.0.load(Ordering::Acquire) == serial
+    }
+}
+
 /// Why a copy of a page is not to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
+    /// It is not on the device, or another one is where it was.
     NotPresent,
     /// The page is being written to; this was its stamp.
     Writing(u32),
@@ -63,9 +91,10 @@ impl Stamp {
 
     /// By the holder of the page's exclusive lock.
     pub(crate) fn set_present(&self, present: bool) {
-        // Relaxed: the bytes were released by `end_write`, whose release sequence this continues.
+        // The bytes were released by `end_write`, whose release sequence this continues; the frame's use by this, should
+        // a page ever become present without having been written.
         if present {
-            self.0.fetch_or(PRESENT, Ordering::Relaxed);
+            self.0.fetch_or(PRESENT, Ordering::Release);
         } else {
             self.0.fetch_and(!PRESENT, Ordering::Relaxed);
         }
@@ -86,6 +115,21 @@ impl Stamp {
         // Pairs with the fence of `begin_write`.
         fence(Ordering::Acquire);
         if self.0.load(Ordering::Relaxed) == before { Ok(()) } else { Err(Unread::Changed) }
+    }
+
+    /// As [`Stamp::read`], of the page that the frame held in one of its uses.
+    pub(crate) fn read_of(
+        &self,
+        frame: &FrameUse,
+        serial: u64,
+        copy: impl FnOnce(),
+    ) -> Result<(), Unread> {
+        let mut is_same = false;
+        self.read(|| {
+            is_same = frame.is(serial);
+            copy();
+        })?;
+        if is_same { Ok(()) } else { Err(Unread::NotPresent) }
     }
 
     /// Whether the page is present now: for bytes that are not the device's, so it orders nothing.
@@ -125,6 +169,37 @@ mod loom_tests {
             });
             if kept.is_ok() {
                 assert!(copy == [1; 2] || copy == [2; 2], "{copy:?}");
+            }
+            writer.join().unwrap();
+        });
+    }
+
+    /// What a reader keeps is of the use that it knows of, not of the next one of the same memory.
+    #[test]
+    fn a_copy_that_is_kept_is_of_the_use_that_was_asked_for() {
+        loom::model(|| {
+            let frame = Arc::new((FrameUse::new(), Stamp::new(), AtomicU32::new(0)));
+            let fill = |frame: &(FrameUse, Stamp, AtomicU32), value| {
+                frame.1.begin_write();
+                frame.2.store(value, Ordering::Relaxed);
+                frame.1.end_write();
+                frame.1.set_present(true);
+            };
+            frame.0.set(1);
+            fill(&frame, 10);
+            let writer = {
+                let frame = Arc::clone(&frame);
+                loom::thread::spawn(move || {
+                    frame.1.set_present(false);
+                    frame.0.set(2);
+                    fill(&frame, 20);
+                })
+            };
+            for (serial, value) in [(1, 10), (2, 20)] {
+                let mut copy = 0;
+                let kept =
+                    frame.1.read_of(&frame.0, serial, || copy = frame.2.load(Ordering::Relaxed));
+                assert!(kept.is_err() || copy == value, "use {serial} shows {copy}");
             }
             writer.join().unwrap();
         });

@@ -91,7 +91,7 @@ pub enum StopReason {
     /// No frame is attached there, or it is outside of the window.
     #[error("no frame is attached")]
     NotAttached,
-    /// The page is not present on the device.
+    /// The page is not present on the device, or not in this frame any more.
     #[error("the page is not present")]
     NotPresent,
     /// The window is not one for stores.
@@ -147,11 +147,17 @@ impl Window {
         self.frame_bytes
     }
 
-    /// Maps an exported frame at an index, over whatever was there; stores to that are forgotten.
+    /// Maps an exported frame at an index, over whatever was there; stores to that are forgotten. `serial` is that
+    /// of the export: when the device uses the frame for something else, none of its pages counts as present here.
     ///
     /// # Errors
     /// [`WindowError`].
-    pub fn attach(&self, index: u64, memory: BorrowedFd<'_>) -> Result<(), WindowError> {
+    pub fn attach(
+        &self,
+        index: u64,
+        memory: BorrowedFd<'_>,
+        serial: u64,
+    ) -> Result<(), WindowError> {
         if !self.canary.is_ours() {
             return Err(WindowError::OtherProcess);
         }
@@ -159,12 +165,16 @@ impl Window {
             return Err(WindowError::Index { index, frames: self.frames });
         }
         check(memory, self.frame_bytes)?;
+        if serial == 0 {
+            let what = "a use of a frame has a number";
+            return Err(WindowError::Unfit { frame_bytes: self.frame_bytes, what });
+        }
         let mut map = self.map.write();
         if let Some(stores) = &self.stores {
             let pages = self.frame_bytes / PAGE_BYTES;
             stores.forget(index * pages..(index + 1) * pages);
         }
-        Ok(map.attach(index, memory)?)
+        Ok(map.attach(index, memory, serial)?)
     }
 
     /// Takes a frame out; stores to it are forgotten. Nothing attached: no effect.
@@ -197,7 +207,7 @@ impl Window {
             let (copied, outcome) =
                 self.each_page(from, len, |map, page, range| match &self.stores {
                     Some(stores) => stores.load(map, page, &mut to[range]),
-                    None => map.stamp(page).read(|| map.read(page, &mut to[range])),
+                    None => map.read_page(page, &mut to[range]),
                 });
             buf[done..done + copied].copy_from_slice(&bounce.first(len)[..copied]);
             done += copied;

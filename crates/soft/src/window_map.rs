@@ -9,8 +9,8 @@ use pageferry_device::PAGE_BYTES;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
 use crate::atomic_copy;
-use crate::frame_memory::tail_bytes;
-use crate::stamp::Stamp;
+use crate::frame_memory::{stamp_offset, tail_bytes};
+use crate::stamp::{FrameUse, Stamp, Unread};
 
 /// Of address space that is only reserved.
 const RESERVED: MapFlags = MapFlags::PRIVATE.union(MapFlags::NORESERVE);
@@ -36,7 +36,8 @@ pub(crate) struct WindowMap {
     offset: usize,
     frame_bytes: u64,
     stores: bool,
-    attached: Box<[bool]>,
+    /// The use of the frame that is attached at each index; 0 if none is.
+    attached: Box<[u64]>,
 }
 
 // SAFETY: an address; what is there is accessed by atomics only.
@@ -65,7 +66,7 @@ impl WindowMap {
             offset: start.next_multiple_of(frame_bytes as usize) - start,
             frame_bytes,
             stores,
-            attached: vec![false; frames as usize].into(),
+            attached: vec![0; frames as usize].into(),
         };
         map.keep_from_children(reserved.as_ptr(), bytes)?;
         Ok(map)
@@ -85,7 +86,7 @@ impl WindowMap {
     }
 
     pub(crate) fn is_attached(&self, index: u64) -> bool {
-        index < self.frames() && self.attached[index as usize]
+        index < self.frames() && self.attached[index as usize] != 0
     }
 
     /// Whether a frame is attached at an offset of the window.
@@ -102,11 +103,17 @@ impl WindowMap {
         self.at(self.bytes() + index * tail_bytes(self.frame_bytes))
     }
 
-    /// Maps memory, which has the right size and the right seals, at an index of the window.
-    pub(crate) fn attach(&mut self, index: u64, memory: BorrowedFd<'_>) -> io::Result<()> {
+    /// Maps memory, which has the right size and the right seals, at an index of the window, for as long as it is in
+    /// that use, which is not 0.
+    pub(crate) fn attach(
+        &mut self,
+        index: u64,
+        memory: BorrowedFd<'_>,
+        serial: u64,
+    ) -> io::Result<()> {
         let frame = self.place(index);
         let tail = self.tail_place(index);
-        self.attached[index as usize] = false;
+        self.attached[index as usize] = 0;
         let mapped = if self.stores {
             let access = ProtFlags::READ | ProtFlags::WRITE;
             // Without a reserve: most pages are never stored to.
@@ -118,7 +125,7 @@ impl WindowMap {
             self.map(tail, ProtFlags::READ, MapFlags::SHARED, memory, self.frame_bytes)
         });
         match mapped {
-            Ok(()) => self.attached[index as usize] = true,
+            Ok(()) => self.attached[index as usize] = serial,
             Err(_) => self.detach(index),
         }
         mapped
@@ -126,7 +133,7 @@ impl WindowMap {
 
     /// Takes a frame out again.
     pub(crate) fn detach(&mut self, index: u64) {
-        self.attached[index as usize] = false;
+        self.attached[index as usize] = 0;
         for (at, bytes) in [self.place(index), self.tail_place(index)] {
             let flags = RESERVED | MapFlags::FIXED;
             // SAFETY: inside of our reservation; nobody accesses it, as `self` is borrowed exclusively.
@@ -171,14 +178,35 @@ impl WindowMap {
     }
 
     /// The stamp of the page at an offset of the window, where a frame is attached.
-    pub(crate) fn stamp(&self, at: u64) -> &Stamp {
+    fn stamp(&self, at: u64) -> &Stamp {
         assert!(self.is_attached_at(at), "nothing is attached at {at}");
         let page = at % self.frame_bytes / PAGE_BYTES;
-        let stamp =
-            self.tail(at / self.frame_bytes).wrapping_add(page as usize * size_of::<Stamp>());
+        let stamp = self.tail(at / self.frame_bytes).wrapping_add(stamp_offset(page) as usize);
         // SAFETY: in the mapped tail (checked), aligned; any word is a valid `Stamp`; it stays mapped
         // for as long as `self` is borrowed. Of what is mapped read-only only loads are used.
         unsafe { &*stamp.cast::<Stamp>() }
+    }
+
+    /// The use of the frame that is attached at an offset of the window: what it is, and what it was.
+    fn frame_use(&self, at: u64) -> (&FrameUse, u64) {
+        assert!(self.is_attached_at(at), "nothing is attached at {at}");
+        let index = at / self.frame_bytes;
+        // SAFETY: the start of the mapped tail (checked), aligned to a page; any word is a valid `FrameUse`; it stays
+        // mapped for as long as `self` is borrowed. Only loads are used.
+        let now = unsafe { &*self.tail(index).cast::<FrameUse>() };
+        (now, self.attached[index as usize])
+    }
+
+    /// Copies out bytes of one page of an attached frame, as the device has it.
+    pub(crate) fn read_page(&self, at: u64, to: &mut [u8]) -> Result<(), Unread> {
+        let (now, serial) = self.frame_use(at);
+        self.stamp(at).read_of(now, serial, || self.read(at, to))
+    }
+
+    /// Whether the page of an attached frame is present now: for bytes that are not the device's.
+    pub(crate) fn is_present(&self, at: u64) -> bool {
+        let (now, serial) = self.frame_use(at);
+        self.stamp(at).is_present() && now.is(serial)
     }
 
     fn check(&self, at: u64, len: usize) {

@@ -53,11 +53,10 @@ impl Stores {
     pub(crate) fn load(&self, map: &WindowMap, at: u64, to: &mut [u8]) -> Result<(), Unread> {
         let page = at / PAGE_BYTES;
         let _lock = self.lock(page).read();
-        let stamp = map.stamp(at);
         if !self.is_copied(page) {
-            return stamp.read(|| map.read(at, to));
+            return map.read_page(at, to);
         }
-        if !stamp.is_present() {
+        if !map.is_present(at) {
             return Err(Unread::NotPresent);
         }
         map.read(at, to);
@@ -68,9 +67,8 @@ impl Stores {
     pub(crate) fn store(&self, map: &WindowMap, at: u64, bytes: &[u8]) -> Result<(), Unread> {
         let page = at / PAGE_BYTES;
         let _lock = self.lock(page).write();
-        let stamp = map.stamp(at);
         if self.is_copied(page) {
-            if !stamp.is_present() {
+            if !map.is_present(at) {
                 return Err(Unread::NotPresent);
             }
             map.write(at, bytes);
@@ -78,7 +76,7 @@ impl Stores {
         }
         let start = page * PAGE_BYTES;
         let mut whole = [0; PAGE_BYTES as usize];
-        stamp.read(|| map.read(start, &mut whole))?;
+        map.read_page(start, &mut whole)?;
         whole[(at - start) as usize..][..bytes.len()].copy_from_slice(bytes);
         map.write(start, &whole);
         self.copied[(page / BITS) as usize].fetch_or(1 << (page % BITS), Ordering::Relaxed);

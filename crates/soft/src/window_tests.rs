@@ -22,10 +22,11 @@ fn a_write_that_never_ends_is_not_waited_for_for_ever() {
     let frame = device.alloc_frame().unwrap();
     device.attach(at, frame).unwrap();
     device.protect(at, FRAME, Some(Access::Read)).unwrap();
-    let memory = device.export_frame(frame).unwrap().memory;
+    let exported = device.export_frame(frame).unwrap();
+    let memory = exported.memory;
     let mut windows = [false, true].map(|stores| Window::new(1, FRAME, stores).unwrap());
     for window in &mut windows {
-        window.attach(0, memory.as_fd()).unwrap();
+        window.attach(0, memory.as_fd(), exported.serial).unwrap();
         window.write_limit = Duration::from_millis(10);
     }
     let (begin, begun) = mpsc::channel();
@@ -55,7 +56,7 @@ fn a_write_that_never_ends_is_not_waited_for_for_ever() {
             assert_eq!(window.load(0, &mut buf), Err(stop));
             assert_eq!(buf[..PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);
             // Nobody who attaches or detaches had to wait for it.
-            window.attach(0, memory.as_fd()).unwrap();
+            window.attach(0, memory.as_fd(), exported.serial).unwrap();
         }
         let stored = windows[1].store(PAGE_BYTES, &[1]);
         assert_eq!(stored, Err(Stop { done: 0, reason: StopReason::Abandoned }));

@@ -45,10 +45,12 @@ struct Known {
     run: u64,
 }
 
+/// What is attached.
 #[derive(Clone, Copy)]
 struct Frame {
     serial: u64,
-    layout: u64,
+    /// `None`: it may be the wrong one, and is asked for again.
+    layout: Option<u64>,
 }
 
 /// In whose name frames are asked for.
@@ -89,19 +91,11 @@ impl Frames {
         while at < range.end {
             let folio_end = (at / self.frame_bytes + 1) * self.frame_bytes;
             let len = range.end.min(folio_end) - at;
-            if !self.map_folios(holder, at..range.end)? {
-                // Cut off: the daemon knows.
-                holder.link.ask_done(Request::Fault { pin: holder.pin, at })?;
-                refaults += 1;
-                if refaults > REFAULTS_MAX {
-                    return Err(Error::KernelFailed(format!("byte {at} has no frame")));
-                }
-                continue;
-            }
             let inside = at - self.start();
-            let accessed = match piece {
-                Piece::Load(buf, _) => self.window.load(inside, &mut buf[..len as usize]),
-                Piece::Store(bytes) => self.window.store(inside, &bytes[..len as usize]),
+            let accessed = match (self.map_folios(holder, at..range.end)?, &mut *piece) {
+                (false, _) => Err(Stop { done: 0, reason: StopReason::NotPresent }),
+                (true, Piece::Load(buf, _)) => self.window.load(inside, &mut buf[..len as usize]),
+                (true, Piece::Store(bytes)) => self.window.store(inside, &bytes[..len as usize]),
             };
             let (done, stop) = match accessed {
                 Ok(()) => (len, None),
@@ -119,10 +113,10 @@ impl Frames {
                 // there is another.
                 Some(StopReason::NotPresent) => {
                     holder.link.ask_done(Request::Fault { pin: holder.pin, at })?;
-                    self.forget(at);
+                    self.doubt(at);
                 }
                 // Another pin found that the frame has changed.
-                Some(StopReason::NotAttached) => self.forget(at),
+                Some(StopReason::NotAttached) => self.doubt(at),
                 Some(StopReason::OtherProcess) => return Err(Error::Forked),
                 Some(reason) => return Err(Error::Disconnected { why: reason.to_string() }),
             }
@@ -130,9 +124,12 @@ impl Frames {
         Ok(())
     }
 
-    fn forget(&self, at: u64) {
+    /// The folio's frame is asked for again. If it is still the same, it stays attached, with what was stored.
+    fn doubt(&self, at: u64) {
         let index = at / self.frame_bytes - self.first_folio;
-        self.known.lock().frames.remove(&index);
+        if let Some(frame) = self.known.lock().frames.get_mut(&index) {
+            frame.layout = None;
+        }
     }
 
     /// Sees to it that the folio of a range's first byte is mapped, and some of the next ones. `false`: it has no
@@ -140,7 +137,7 @@ impl Frames {
     fn map_folios(&self, holder: Holder<'_>, range: Range<u64>) -> Result<bool> {
         let first = range.start / self.frame_bytes - self.first_folio;
         let mut known = self.known.lock();
-        if known.frames.get(&first).is_some_and(|frame| frame.layout >= holder.layout) {
+        if known.frames.get(&first).is_some_and(|frame| frame.layout >= Some(holder.layout)) {
             return Ok(true);
         }
         // As many as this access needs, and more for those who go on where they were.
@@ -168,15 +165,16 @@ impl Frames {
         for (i, memory) in sent.iter().zip(&descriptors) {
             let index = first + *i as u64;
             known.frames.remove(&index);
-            self.window.attach(index, memory.as_fd()).map_err(window_error)?;
+            let serial = now[*i];
+            self.window.attach(index, memory.as_fd(), serial).map_err(window_error)?;
+            known.frames.insert(index, Frame { serial, layout: None });
         }
         for (index, serial) in (first..).zip(now) {
-            match serial {
-                0 => drop(known.frames.remove(&index)),
-                serial => drop(known.frames.insert(index, Frame { serial, layout })),
-            }
+            let Some(frame) = known.frames.get_mut(&index) else { continue };
+            // Without a frame, for now or for good: what is there stays until it is known what comes.
+            frame.layout = (serial == frame.serial).then_some(layout);
         }
-        Ok(known.frames.contains_key(&first))
+        Ok(known.frames.get(&first).is_some_and(|frame| frame.layout.is_some()))
     }
 
     /// Lets go of frames that were looked up before `layout`, but for those of pinned folios: what was evicted since
@@ -188,7 +186,7 @@ impl Frames {
         let mut known = self.known.lock();
         let is_old = |index: &u64, frame: &Frame| {
             let start = (self.first_folio + index) * self.frame_bytes;
-            frame.layout < layout && !pinned(start..start + self.frame_bytes)
+            frame.layout < Some(layout) && !pinned(start..start + self.frame_bytes)
         };
         let old = known.frames.iter().filter(|(index, frame)| is_old(index, frame));
         let old: Vec<u64> = old.map(|(index, _)| *index).collect();

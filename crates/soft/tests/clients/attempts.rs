@@ -126,7 +126,7 @@ fn nobody_writes_through_a_handle() {
 fn only_frames_of_the_right_kind_are_attached() {
     let window = Window::new(2, FRAME, false).expect("window");
     let unfit = |memory: &dyn AsFd| {
-        let refused = window.attach(1, memory.as_fd());
+        let refused = window.attach(1, memory.as_fd(), 1);
         assert!(matches!(refused, Err(WindowError::Unfit { .. })), "{refused:?}");
         assert!(!window.is_attached(1));
     };
@@ -143,12 +143,14 @@ fn only_frames_of_the_right_kind_are_attached() {
     rustix::fs::fcntl_add_seals(&unsealed, rustix::fs::SealFlags::SHRINK).expect("seal");
     unfit(&unsealed);
     rustix::fs::fcntl_add_seals(&unsealed, rustix::fs::SealFlags::GROW).expect("seal");
-    window.attach(1, unsealed.as_fd()).expect("attach");
+    window.attach(1, unsealed.as_fd(), 1).expect("attach");
     window.detach(1);
+    let unnumbered = window.attach(1, unsealed.as_fd(), 0);
+    assert!(matches!(unnumbered, Err(WindowError::Unfit { .. })), "{unnumbered:?}");
     let large = Served::empty(2 * FRAME);
     unfit(&large.export().memory);
     let served = Served::empty(FRAME);
-    let index = window.attach(2, served.export().memory.as_fd());
+    let index = window.attach(2, served.export().memory.as_fd(), 1);
     assert!(matches!(index, Err(WindowError::Index { index: 2, frames: 2 })), "{index:?}");
     for (frames, frame_bytes) in [(0, FRAME), (1, FRAME + 4096), (1, 4096), (1, 1 << 40)] {
         assert!(Window::new(frames, frame_bytes, false).is_err(), "{frames} {frame_bytes}");

@@ -88,10 +88,17 @@ impl Served {
     }
 }
 
+/// The use that exported memory is in, as its tail says.
+pub(crate) fn serial(memory: impl AsFd, frame_bytes: u64) -> u64 {
+    let mut serial = [0; 8];
+    rustix::io::pread(memory, &mut serial, frame_bytes).expect("serial");
+    u64::from_ne_bytes(serial)
+}
+
 /// A window on one exported frame.
 pub(crate) fn window(memory: impl AsFd, frame_bytes: u64, stores: bool) -> Window {
     let window = Window::new(1, frame_bytes, stores).expect("window");
-    window.attach(0, memory.as_fd()).expect("attach");
+    window.attach(0, memory.as_fd(), serial(&memory, frame_bytes)).expect("attach");
     window
 }
 

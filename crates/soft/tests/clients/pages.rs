@@ -84,7 +84,8 @@ fn frames_are_attached_and_detached_one_by_one() {
     assert_eq!((window.frames(), window.frame_bytes()), (3, FRAME));
     assert_eq!(window.addr() as u64 % FRAME, 0);
     for (index, served) in [0, 1].into_iter().zip(&served) {
-        window.attach(index, served.export().memory.as_fd()).expect("attach");
+        let exported = served.export();
+        window.attach(index, exported.memory.as_fd(), exported.serial).expect("attach");
     }
     let mut buf = vec![0; 3 * FRAME as usize];
     let two = 2 * FRAME as usize;
@@ -94,7 +95,8 @@ fn frames_are_attached_and_detached_one_by_one() {
     for at in [3 * FRAME, u64::MAX - 2, u64::MAX] {
         assert_eq!(window.load(at, &mut [0; 9]), stopped(0, StopReason::NotAttached), "{at}");
     }
-    window.attach(0, served[1].export().memory.as_fd()).expect("attach");
+    let exported = served[1].export();
+    window.attach(0, exported.memory.as_fd(), exported.serial).expect("attach");
     window.load(0, &mut buf[..two]).expect("load");
     assert!(buf[..two].iter().all(|byte| *byte == 2));
     window.detach(0);

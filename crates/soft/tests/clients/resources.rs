@@ -7,7 +7,7 @@ use pageferry_soft::{StopReason, Window};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::child::fork;
-use crate::common::{FRAME, PAGES, Served, device, raw, window};
+use crate::common::{FRAME, PAGES, Served, device, raw, serial, window};
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("fd").count()
@@ -36,7 +36,9 @@ fn descriptors_and_mappings_go_with_devices_and_windows() {
         for stores in [false, true] {
             let window = Window::new(100, FRAME, stores).expect("window");
             for (index, served) in [3, 9].into_iter().zip(&served) {
-                window.attach(index, served.export().memory.as_fd()).expect("attach");
+                let exported = served.export();
+                let memory = exported.memory.as_fd();
+                window.attach(index, memory, exported.serial).expect("attach");
             }
             window.detach(3);
             windows.push(window);
@@ -125,7 +127,7 @@ fn a_forked_child_is_refused_everything_and_keeps_its_own_memory() {
             let store = window.store(0, &[0]).expect_err("another process's");
             assert_eq!(load.reason, StopReason::OtherProcess);
             assert!([StopReason::OtherProcess, StopReason::ReadOnly].contains(&store.reason));
-            assert!(window.attach(0, memory.as_fd()).is_err());
+            assert!(window.attach(0, memory.as_fd(), serial(&memory, FRAME)).is_err());
             assert!(window.stored(0..FRAME).is_err());
             assert!(!window.is_attached(0));
             window.detach(0);

@@ -1,7 +1,9 @@
 //! Frames that come to hold other bytes.
 
+use std::os::fd::AsFd;
+
 use pageferry_device::{Access, Device, DeviceAddr, FrameSpan, PAGE_BYTES};
-use pageferry_soft::{FailPoint, StopReason};
+use pageferry_soft::{FailPoint, Stop, StopReason};
 
 use crate::common::{FRAME, PAGE, PAGES, Served, raw, window};
 
@@ -25,6 +27,39 @@ fn who_holds_a_frames_memory_never_sees_another_files_bytes() {
     let mut buf = vec![0; FRAME as usize];
     window(&second.memory, FRAME, false).load(0, &mut buf).expect("load");
     assert!(buf.iter().all(|byte| *byte == B));
+}
+
+/// Of one file: the memory stays, and so do the mappings of those who have not heard of it.
+#[test]
+fn who_knows_of_a_frames_former_folio_is_not_shown_the_next_one() {
+    let served = Served::full(A);
+    let first = served.export();
+    let holders = [false, true].map(|stores| window(&first.memory, FRAME, stores));
+    holders[1].store(0, b"own").expect("store");
+    let not_present = Err(Stop { done: 0, reason: StopReason::NotPresent });
+    served.reassign(true);
+    served.fill(0..PAGES, B);
+    served.protect(0..PAGES, true);
+    for holder in &holders {
+        assert!(raw(holder).contains(&B), "the memory is another one");
+        for at in [0, PAGE_BYTES] {
+            assert_eq!(holder.load(at, &mut [0]), not_present);
+        }
+    }
+    for at in [0, PAGE_BYTES] {
+        assert_eq!(holders[1].store(at, b"own"), not_present);
+    }
+    let second = served.export();
+    let mut byte = [0];
+    window(&second.memory, FRAME, false).load(0, &mut byte).expect("load");
+    assert_eq!(byte, [B]);
+    // Whoever has learned of the second use only now finds nothing of the third.
+    let late = pageferry_soft::Window::new(1, FRAME, false).expect("window");
+    served.reassign(true);
+    served.fill(0..PAGES, A);
+    served.protect(0..PAGES, true);
+    late.attach(0, second.memory.as_fd(), second.serial).expect("attach");
+    assert_eq!(late.load(0, &mut byte), not_present);
 }
 
 /// Not even where nobody seems to hold it; see `memfd.rs`.

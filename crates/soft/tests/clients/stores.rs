@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use pageferry_device::PAGE_BYTES;
 use pageferry_soft::Window;
 
-use crate::common::{FRAME, PAGE, PAGES, Served, raw, raw_store, window};
+use crate::common::{FRAME, PAGE, PAGES, Served, raw, raw_store, serial, window};
 
 fn pages(range: std::ops::Range<u64>) -> std::ops::Range<u64> {
     range.start * PAGE_BYTES..range.end * PAGE_BYTES
@@ -37,7 +37,7 @@ fn stores_are_seen_by_the_storer_only_who_sees_later_fills_of_other_pages() {
     };
     assert!(all.iter().enumerate().all(|(n, byte)| *byte == expected(n)));
     // Attached anew, everything is the device's again; so is what is stored then.
-    storer.attach(0, memory.as_fd()).expect("attach");
+    storer.attach(0, memory.as_fd(), serial(&memory, FRAME)).expect("attach");
     storer.load(0, &mut all).expect("load");
     assert!(all.iter().all(|byte| *byte == 8));
     storer.store(PAGE_BYTES, &[3]).expect("store");
@@ -51,7 +51,7 @@ fn the_pages_stored_to_are_found_and_no_others() {
     let memory = served.export().memory;
     let window = Window::new(4, FRAME, true).expect("window");
     for index in [0, 2, 3] {
-        window.attach(index, memory.as_fd()).expect("attach");
+        window.attach(index, memory.as_fd(), serial(&memory, FRAME)).expect("attach");
     }
     let whole = 0..4 * FRAME;
     assert_eq!(window.stored(whole.clone()).expect("stored"), []);
@@ -83,7 +83,7 @@ fn the_pages_stored_to_are_found_and_no_others() {
     window.detach(2);
     let expected = [pages(3..5), pages(6..7), pages(last..last + 1)];
     assert_eq!(window.stored(0..u64::MAX).expect("stored"), expected);
-    window.attach(0, memory.as_fd()).expect("attach");
+    window.attach(0, memory.as_fd(), serial(&memory, FRAME)).expect("attach");
     assert_eq!(window.stored(0..3 * FRAME).expect("stored"), []);
 }
 

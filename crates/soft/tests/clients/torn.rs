@@ -8,7 +8,7 @@ use pageferry_device::{Device, FrameSpan, PAGE_BYTES};
 use pageferry_soft::Window;
 
 use crate::child;
-use crate::common::{FRAME, PAGE, PAGES, Served, window};
+use crate::common::{FRAME, PAGE, PAGES, Served, serial, window};
 
 const FILLS: u64 = 20_000;
 
@@ -103,7 +103,7 @@ fn first_stores_beside_fills_are_never_torn() {
             if rounds % 2 == 0 {
                 window.detach(0);
             }
-            window.attach(0, memory.as_fd()).expect("attach");
+            window.attach(0, memory.as_fd(), serial(&memory, FRAME)).expect("attach");
             for at in (0..FRAME).step_by(PAGE) {
                 window.store(at + PAGE_BYTES / 2, &[0xff; 8]).expect("store");
                 window.load(at, &mut page).expect("load");
