@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pageferry_engine::{FileKey, MapKey};
-use pageferry_linux::{
-    AccessError, FileMap, HostFile, StoreTracker, StoredPages, Uffd, UffdError, limits,
-};
+use pageferry_linux::{AccessError, FileMap, HostFile, StoreTracker, StoredPages, Uffd, UffdError};
 
 use crate::error::os_error;
 use crate::perform::map_error;
@@ -151,17 +149,15 @@ impl Trappable for Mapped {
             trap()?;
             return Ok(Some(Vec::new()));
         }
-        if !(io.stores_move_times() && limits::times_are_fine()) {
+        let Some(before) = io.telling_look() else {
             trap()?;
             return Ok(None);
-        }
-        // Whole seconds are of a file system that has no finer times: they tell nothing.
-        let fine = |seen: &pageferry_linux::FileStamp| seen.mtime.1 != 0 && seen.ctime.1 != 0;
-        let times = || io.observe().ok().filter(fine).map(|seen| (seen.mtime, seen.ctime));
-        let before = times();
+        };
         let stored = self.scan_stores(range)?;
         trap()?;
-        Ok(stored.filter(|_| before.is_some() && before == times()))
+        let after = io.observe().ok();
+        let unmoved = after.is_some_and(|s| (s.mtime, s.ctime) == (before.mtime, before.ctime));
+        Ok(stored.filter(|_| unmoved))
     }
 
     fn untrap(&self, range: &Range<u64>) -> Result<()> {

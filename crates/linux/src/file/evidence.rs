@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, SealFlags, StatxAttributes, StatxFlags};
 
-use super::{FileId, HostFile, OpenError, require_regular, stamp};
+use super::{FileId, FileStamp, HostFile, OpenError, require_regular, stamp};
+use crate::limits;
 
 /// Numbers of file systems (`statfs`) whose leases and events were found to tell of every other
 /// user, mappings included: ext2, ext3 and ext4; xfs; btrfs; tmpfs.
@@ -52,9 +53,17 @@ impl HostFile {
 
     /// The first store to a clean or write-protected page through a mapping moves the times.
     #[must_use]
-    pub fn stores_move_times(&self) -> bool {
+    fn stores_move_times(&self) -> bool {
         let kind = self.file_system();
         kind.is_ok_and(|kind| kind != TMPFS && TELLING.iter().any(|(number, _)| *number == kind))
+    }
+
+    /// What it looks like now, if what is stored to clean or write-protected pages from here on shows in another look:
+    /// the system's times are fine enough for that, and so are the file's.
+    #[must_use]
+    pub fn telling_look(&self) -> Option<FileStamp> {
+        let tells = limits::times_are_fine() && self.stores_move_times();
+        tells.then(|| self.observe().ok()).flatten().filter(FileStamp::is_fine)
     }
 
     fn file_system(&self) -> rustix::io::Result<u64> {

@@ -38,6 +38,15 @@ pub struct FileStamp {
     pub nlink: u32,
 }
 
+impl FileStamp {
+    /// Its times have fractions of seconds. Whole seconds are those of a file system that has no finer ones (ext4 with
+    /// small inodes, ext2), where two changes within a second look alike; elsewhere they come once in a long while.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        self.mtime.1 != 0 && self.ctime.1 != 0
+    }
+}
+
 /// Through which mount a descriptor was opened.
 pub(super) fn mount(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     let x = retry_on_intr(|| statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID))?;

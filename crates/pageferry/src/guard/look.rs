@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, limits, newest_loop};
+use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, newest_loop};
 
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::strangers::Strangers;
-use super::{Basis, Guards, Stamp, State, Watched, gone, stamp};
+use super::{Basis, Guards, State, Watched, gone, stamp};
 use crate::Result;
 use crate::perform::measure;
 
@@ -87,12 +87,6 @@ impl Watched {
     /// Nothing was heard of it.
     fn is_quiet(&self) -> bool {
         !self.changed && !self.suspect && !self.visited
-    }
-
-    /// What it looks like, if nobody stores to it without that showing there.
-    fn telling_look(&self) -> Option<Stamp> {
-        let tells = limits::times_are_fine() && self.io.stores_move_times();
-        tells.then(|| self.io.observe().ok()).flatten().and_then(|seen| fine_stamp(&seen))
     }
 
     /// Somebody else may be at it, as far as the gate knows.
@@ -222,7 +216,7 @@ impl Guards {
                 }
                 break;
             }
-            let looks = watched.telling_look();
+            let looks = watched.io.telling_look().map(|seen| stamp(&seen));
             state.hear(watch);
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             told &= watched.proven;
@@ -344,7 +338,7 @@ impl Guards {
             self.hear(&mut state);
             let watched = state.files.get_mut(&file).ok_or_else(gone)?;
             let alone = watched.proven && watched.is_quiet() && !watched.has_strangers();
-            watched.when_alone = alone.then(|| fine_stamp(&seen)).flatten();
+            watched.when_alone = (alone && seen.is_fine()).then(|| stamp(&seen));
         }
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
@@ -373,12 +367,6 @@ impl Drop for Window<'_> {
             let _ = self.guards.end(file);
         }
     }
-}
-
-/// A stamp by which a later change shows. Whole seconds are the times of a file system that has no finer ones (ext4 with
-/// small inodes, ext2): two changes within a second look alike there.
-fn fine_stamp(seen: &FileStamp) -> Option<Stamp> {
-    (seen.mtime.1 != 0 && seen.ctime.1 != 0).then(|| stamp(seen))
 }
 
 /// Why a lease was refused.
