@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::size;
-pub(crate) use daemon::{DropArgs, LoadArgs, ServeArgs, TopArgs};
+pub(crate) use daemon::{FilesArgs, ServeArgs, TopArgs};
 
 /// A page cache in device memory for ordinary files.
 ///
@@ -34,9 +34,10 @@ pub(crate) enum Command {
     /// Serve one cache to all processes that connect, until told to stop.
     Serve(ServeArgs),
     /// Bring whole files onto a daemon's device, where they stay when this command ends.
-    Load(LoadArgs),
+    #[command(after_help = "The status is 0 if all of the files are on the device in the end.")]
+    Load(FilesArgs),
     /// Take files off a daemon's device.
-    Drop(DropArgs),
+    Drop(FilesArgs),
     /// Who holds what of a daemon's cache, and what it does.
     Top(TopArgs),
     /// What this kernel and machine allow, and what follows.

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pageferry::{Cache, Coherence, Error, File, PinMode, Wait};
 use serde_json::json;
 
-use crate::args::{DropArgs, LoadArgs};
+use crate::args::FilesArgs;
 use crate::output::{complain, line};
 use crate::setup::trust;
 use crate::size::human;
@@ -27,7 +27,7 @@ struct Loading<'a> {
     bytes: u64,
 }
 
-pub(crate) fn load(args: &LoadArgs) -> anyhow::Result<bool> {
+pub(crate) fn load(args: &FilesArgs) -> anyhow::Result<bool> {
     let cache = Cache::connect(&args.connect)?;
     let files: Vec<Loading<'_>> =
         args.files.iter().map(|path| open(&cache, path)).collect::<anyhow::Result<_>>()?;
@@ -136,7 +136,7 @@ fn progress(bytes: u64) -> ProgressBar {
     bar
 }
 
-pub(crate) fn drop_files(args: &DropArgs) -> anyhow::Result<bool> {
+pub(crate) fn drop_files(args: &FilesArgs) -> anyhow::Result<bool> {
     let cache = Cache::connect(&args.connect)?;
     let (mut dropped, mut left, mut told) = (0, 0, Vec::new());
     for path in &args.files {

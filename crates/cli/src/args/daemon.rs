@@ -67,22 +67,9 @@ pub(crate) struct ServeArgs {
     pub(crate) log_json: bool,
 }
 
+/// Files, for a daemon to do something with.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The status is 0 if all of the files are on the device in the end.")]
-pub(crate) struct LoadArgs {
-    /// The files.
-    #[arg(required = true)]
-    pub(crate) files: Vec<PathBuf>,
-    /// Where the daemon listens.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) connect: PathBuf,
-    /// Print a JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct DropArgs {
+pub(crate) struct FilesArgs {
     /// The files.
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,

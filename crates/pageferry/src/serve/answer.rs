@@ -319,8 +319,7 @@ impl Session {
 
     /// Sessions that the client may know of: its user's, or all if it is the daemon's own user or root.
     fn sessions(&self, after: u64) -> Reply {
-        let me = pageferry_linux::current_uid();
-        let all = self.peer.uid == 0 || self.peer.uid == me;
+        let all = self.is_trusted();
         let sessions = self.daemon.sessions.lock();
         let later = sessions.open.range(after.saturating_add(1)..).map(|(_, session)| session);
         let mut told = later.filter(|session| all || session.peer.uid == self.peer.uid);

@@ -47,6 +47,14 @@ struct Files {
     clock: u64,
 }
 
+impl Files {
+    /// Takes one off, unless somebody has opened it since.
+    fn take(&mut self, key: FileKey, used: u64) -> Option<Arc<OpenFile>> {
+        let still = self.open.get(&key).is_some_and(|(_, now)| *now == used);
+        if still { self.open.remove(&key).map(|(file, _)| file) } else { None }
+    }
+}
+
 impl Kept {
     /// A client has opened the file.
     pub(super) fn keep(&self, opening: &Opening) {
@@ -68,12 +76,9 @@ impl Kept {
         if file.is_shared_by_more_than(1) || file.is_served() {
             return;
         }
-        let mut files = self.0.lock();
-        if files.open.get(&key).is_some_and(|(_, now)| *now == used) {
-            let closing = files.open.remove(&key);
-            drop(files);
-            drop(closing);
-        }
+        // Closing takes its time: not under the lock.
+        let closing = self.0.lock().take(key, used);
+        drop(closing);
     }
 
     /// Closes those that no client has open and of which nothing is left to be served: the device has no page
@@ -93,10 +98,8 @@ impl Kept {
         let mut files = self.0.lock();
         let surplus = files.open.len().saturating_sub(over.len()).saturating_sub(max);
         over.extend(served.into_iter().take(surplus));
-        // But not those that somebody has opened meanwhile.
-        over.retain(|(used, key, _)| files.open.get(key).is_some_and(|(_, now)| now == used));
         let closing: Vec<_> =
-            over.iter().filter_map(|(_, key, _)| files.open.remove(key)).collect();
+            over.iter().filter_map(|(used, key, _)| files.take(*key, *used)).collect();
         drop(files);
         drop((closing, over));
     }

@@ -202,7 +202,6 @@ impl Session {
             let _ = self.send(id, Err(Failure::Protocol(wrong.into())));
             return self.break_off(wrong);
         }
-        let welcome = hello;
         let answer = match last && answer::takes_time(&request) && !self.has_another_thread() {
             true if answer::may_wait(&request) => {
                 let limit = self.daemon.limits.read().requests;
@@ -214,7 +213,7 @@ impl Session {
             // Whoever asks wrongly, or for too much, could fill any log.
             tracing::debug!(session = self.number, ?failure, "a request is refused");
         }
-        if welcome && answer.is_ok() {
+        if hello && answer.is_ok() {
             self.greeted.store(true, Ordering::SeqCst);
         }
         match self.send(id, answer) {
@@ -291,6 +290,11 @@ impl Session {
         self.daemon.users.leave(self.peer.uid);
         self.daemon.sessions.lock().open.remove(&self.number);
         self.daemon.changed.notify_all();
+    }
+
+    /// The client is root's, or of the daemon's own user.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.peer.uid == 0 || self.peer.uid == pageferry_linux::current_uid()
     }
 
     /// Requests under way.
