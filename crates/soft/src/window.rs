@@ -24,9 +24,9 @@ use crate::stamp::Unread;
 use crate::window_map::WindowMap;
 use crate::window_stores::Stores;
 
-/// The device holds a page for one write of a copy, at most for as long as the host's file takes to be
-/// read; no page that is present is filled from a file.
-const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// The device holds a page that is present for one write of a copy. If that lasts longer, somebody had better ask
+/// whether it is still there.
+const WRITE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Frames of another process's software device, mapped in a row at one address.
 ///
@@ -97,7 +97,8 @@ pub enum StopReason {
     /// The window is not one for stores.
     #[error("the window is read-only")]
     ReadOnly,
-    /// The device began to write to the page and did not end: its process is stopped, or has died.
+    /// The device began to write to the page and has not ended for a second: its process is slow or stopped, or has
+    /// died.
     #[error("the device left the page half written")]
     Abandoned,
     /// This is a forked child of the process that made the window.
@@ -199,16 +200,40 @@ impl Window {
     /// # Errors
     /// The first page that cannot be accessed; `buf` before it is filled.
     pub fn load(&self, at: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.load_by(at, buf, |map, page, to| match &self.stores {
+            Some(stores) => stores.load(map, page, to),
+            None => map.read_page(page, to),
+        })
+    }
+
+    /// Copies out bytes of pages that [`stored`](Self::stored) has named: this process's own, present on the device
+    /// or not.
+    ///
+    /// # Errors
+    /// No frame is attached, or the window is not one for stores; `buf` before it is filled.
+    pub fn load_stored(&self, at: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let Some(stores) = &self.stores else {
+            return Err(Stop { done: 0, reason: StopReason::ReadOnly });
+        };
+        self.load_by(at, buf, |map, page, to| {
+            stores.load_own(map, page, to);
+            Ok(())
+        })
+    }
+
+    fn load_by(
+        &self,
+        at: u64,
+        buf: &mut [u8],
+        load: impl Fn(&WindowMap, u64, &mut [u8]) -> Result<(), Unread>,
+    ) -> Result<(), Stop> {
         let mut bounce = Bounce::of(buf.len());
         let mut done = 0;
         while done < buf.len() {
             let (from, len) = self.piece(at, done, buf.len())?;
             let to = bounce.first(len);
             let (copied, outcome) =
-                self.each_page(from, len, |map, page, range| match &self.stores {
-                    Some(stores) => stores.load(map, page, &mut to[range]),
-                    None => map.read_page(page, &mut to[range]),
-                });
+                self.each_page(from, len, |map, page, range| load(map, page, &mut to[range]));
             buf[done..done + copied].copy_from_slice(&bounce.first(len)[..copied]);
             done += copied;
             outcome.map_err(|reason| Stop { done, reason })?;

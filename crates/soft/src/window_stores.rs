@@ -63,6 +63,12 @@ impl Stores {
         Ok(())
     }
 
+    /// Copies out bytes of one attached page that this process has a copy of.
+    pub(crate) fn load_own(&self, map: &WindowMap, at: u64, to: &mut [u8]) {
+        let _lock = self.lock(at / PAGE_BYTES).read();
+        map.read(at, to);
+    }
+
     /// Copies in bytes of one attached page.
     pub(crate) fn store(&self, map: &WindowMap, at: u64, bytes: &[u8]) -> Result<(), Unread> {
         let page = at / PAGE_BYTES;

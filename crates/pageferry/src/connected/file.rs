@@ -496,8 +496,7 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<SealedMemory> {
     memory.seal()
 }
 
-/// Copies what was stored. A page that has been cut off meanwhile cannot be read any more; the daemon drops it
-/// anyway.
+/// Copies what was stored. What has lost its frame meanwhile was cut off; the daemon drops it anyway.
 fn read_stored(window: &Frames, at: u64, buf: &mut [u8]) {
     let mut from = 0;
     while let Err(stop) = window.read_stored(at + from as u64, &mut buf[from..]) {

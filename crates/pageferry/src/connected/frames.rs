@@ -109,9 +109,9 @@ impl Frames {
                 Some(_) if refaults > REFAULTS_MAX => {
                     return Err(Error::KernelFailed(format!("byte {at} cannot be served")));
                 }
-                // Cut off, or spoilt: the daemon knows. If it says neither, a cut has cost the pin its frame, and
-                // there is another.
-                Some(StopReason::NotPresent) => {
+                // Cut off, spoilt, or written to for long: the daemon knows, if it is still there. If it says nothing
+                // of the kind, a cut has cost the pin its frame, and there is another.
+                Some(StopReason::NotPresent | StopReason::Abandoned) => {
                     holder.link.ask_done(Request::Fault { pin: holder.pin, at })?;
                     self.doubt(at);
                 }
@@ -210,7 +210,7 @@ impl Frames {
 
     /// Copies what was stored.
     pub(super) fn read_stored(&self, at: u64, buf: &mut [u8]) -> Result<(), Stop> {
-        self.window.load(at - self.start(), buf)
+        self.window.load_stored(at - self.start(), buf)
     }
 }
 

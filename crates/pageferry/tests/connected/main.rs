@@ -14,6 +14,7 @@ macro_rules! skipped {
 const CONNECTED: bool = true;
 
 mod crowded;
+mod delayed;
 
 #[path = "../suite/calls.rs"]
 mod calls;

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use pageferry_device::PAGE_BYTES;
-use pageferry_soft::Window;
+use pageferry_soft::{Stop, StopReason, Window};
 
 use crate::common::{FRAME, PAGE, PAGES, Served, raw, raw_store, serial, window};
 
@@ -99,4 +99,19 @@ fn stores_through_the_address_and_by_calls_meet() {
     window.load(9, &mut buf).expect("load");
     assert_eq!(buf, [7, 1, 2, 3, 7]);
     assert_eq!(raw(&window)[9..14], buf);
+}
+
+/// The device may have lost its own copy of the page meanwhile: what was stored is not lost with it.
+#[test]
+fn what_was_stored_is_read_whether_its_page_is_present_or_not() {
+    let served = Served::full(7);
+    let window = window(served.export().memory, FRAME, true);
+    window.store(PAGE_BYTES, &[1; PAGE]).expect("store");
+    raw_store(&window, 2 * PAGE_BYTES, 2);
+    served.protect(0..PAGES, false);
+    let mut buf = vec![0; 2 * PAGE];
+    window.load_stored(PAGE_BYTES, &mut buf).expect("load");
+    assert_eq!((&buf[..PAGE], &buf[PAGE..PAGE + 2]), (&[1; PAGE][..], &[2, 7][..]));
+    let refused = Err(Stop { done: 0, reason: StopReason::NotPresent });
+    assert_eq!(window.load(PAGE_BYTES, &mut buf), refused);
 }
