@@ -100,6 +100,7 @@ fn player() {
         ["load", socket, path] => load(socket, path),
         ["user", socket, dir] => crate::users::as_nobody(socket, dir),
         ["attempt", pid, fd] => crate::frames::attempts(&format!("/proc/{pid}/fd/{fd}")),
+        ["serve", socket] => crate::killed::serve(socket),
         ["steps", socket, path, at, when] => {
             crate::steps::client(socket, path, at.parse().unwrap(), when == "before");
         }
