@@ -241,24 +241,12 @@ impl Session {
         let too_much =
             || super::limits::beyond("bytes under pins of a session", limits.pinned_bytes);
         let bytes = total(&ranges).ok_or_else(too_much)?;
-        self.held.expect_pins(ranges.len(), bytes, &limits)?;
-        let (users, uid) = (&self.daemon.users, self.peer.uid);
-        let allowed = users.pin(uid, bytes, &limits);
-        if let Err(failure) = allowed {
-            self.held.forget_pins(ranges.len(), bytes);
-            return Err(failure);
-        }
-        match file.pin(&ranges, mode, translate::wait_in(wait), self.owner(owner)) {
-            Ok(keys) => {
-                let pins = self.held.add_pins(&file, &ranges, &keys, mode);
-                Ok(Reply::Pinned { pins, layout: file.layout() })
-            }
-            Err(error) => {
-                self.held.forget_pins(ranges.len(), bytes);
-                users.unpin(uid, bytes);
-                Err(translate::failure(error))
-            }
-        }
+        let expected = self.held.expect_pins(ranges.len(), bytes, &limits)?;
+        let allowance = self.daemon.users.pin(self.peer.uid, bytes, &limits)?;
+        let keys = file.pin(&ranges, mode, translate::wait_in(wait), self.owner(owner));
+        let pins = expected.granted(&file, &ranges, &failed(keys)?, mode);
+        allowance.keep();
+        Ok(Reply::Pinned { pins, layout: file.layout() })
     }
 
     /// Handles to the memory of folios that the pin holds bytes of.

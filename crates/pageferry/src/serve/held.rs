@@ -98,7 +98,7 @@ impl Held {
         pins: usize,
         bytes: u64,
         limits: &Limits,
-    ) -> Result<(), Failure> {
+    ) -> Result<Expected<'_>, Failure> {
         let mut tables = self.0.lock();
         if tables.pins.len() + tables.coming + pins > limits.pins {
             return Err(beyond("pins of a session", limits.pins as u64));
@@ -109,18 +109,10 @@ impl Held {
         };
         tables.coming += pins;
         tables.pinned_bytes = sum;
-        Ok(())
+        Ok(Expected { held: self, pins, bytes })
     }
 
-    /// They were not granted.
-    pub(super) fn forget_pins(&self, pins: usize, bytes: u64) {
-        let mut tables = self.0.lock();
-        tables.coming -= pins;
-        tables.pinned_bytes -= bytes;
-    }
-
-    /// They were granted.
-    pub(super) fn add_pins(
+    fn add_pins(
         &self,
         file: &Arc<OpenFile>,
         ranges: &[Range<u64>],
@@ -128,7 +120,6 @@ impl Held {
         mode: PinMode,
     ) -> Vec<PinId> {
         let mut tables = self.0.lock();
-        tables.coming -= ranges.len();
         let add = |(range, key): (&Range<u64>, &PinKey)| {
             tables.last += 1;
             let id = PinId(tables.last);
@@ -181,6 +172,37 @@ impl Held {
             pins: tables.pins.len() as u64,
             pinned_bytes: tables.pinned_bytes,
         }
+    }
+}
+
+/// Room for pins that are being asked for; given back when dropped, also where something panics before they are granted.
+#[must_use]
+pub(super) struct Expected<'h> {
+    held: &'h Held,
+    pins: usize,
+    bytes: u64,
+}
+
+impl Expected<'_> {
+    /// They were granted.
+    pub(super) fn granted(
+        mut self,
+        file: &Arc<OpenFile>,
+        ranges: &[Range<u64>],
+        keys: &[PinKey],
+        mode: PinMode,
+    ) -> Vec<PinId> {
+        let pins = self.held.add_pins(file, ranges, keys, mode);
+        self.bytes = 0;
+        pins
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.held.0.lock();
+        tables.coming -= self.pins;
+        tables.pinned_bytes -= self.bytes;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Files that stay open though no client has them open: their copies serve the next one.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use pageferry_engine::FileKey;
@@ -29,9 +30,14 @@ impl std::ops::Deref for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if let Err(error) = self.0.close() {
-            let file = self.0.name();
-            tracing::error!(file, %error, "closing could not write everything back; the cache tries again");
+        let file = self.0.name();
+        // It may be dropped because something panics already, or with many others.
+        match catch_unwind(AssertUnwindSafe(|| self.0.close())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(file, %error, "closing could not write everything back; the cache tries again");
+            }
+            Err(_) => tracing::error!(file, "closing panicked"),
         }
     }
 }

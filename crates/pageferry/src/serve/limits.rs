@@ -86,7 +86,13 @@ impl Users {
         self.change(uid, |holds| holds.sessions -= 1);
     }
 
-    pub(super) fn pin(&self, uid: u32, bytes: u64, limits: &Limits) -> Result<(), Failure> {
+    /// Counts bytes of pins that are going to be asked for.
+    pub(super) fn pin(
+        &self,
+        uid: u32,
+        bytes: u64,
+        limits: &Limits,
+    ) -> Result<Allowance<'_>, Failure> {
         let mut users = self.0.lock();
         let holds = users.entry(uid).or_default();
         let limit = limits.pinned_bytes_per_user;
@@ -95,11 +101,12 @@ impl Users {
             return Err(beyond("bytes under pins of a user", limit));
         }
         holds.pinned_bytes = sum;
-        Ok(())
+        Ok(self.pinned(uid, bytes))
     }
 
-    pub(super) fn unpin(&self, uid: u32, bytes: u64) {
-        self.change(uid, |holds| holds.pinned_bytes -= u128::from(bytes));
+    /// Bytes that were counted when they were pinned.
+    pub(super) fn pinned(&self, uid: u32, bytes: u64) -> Allowance<'_> {
+        Allowance { users: self, uid, bytes }
     }
 
     fn change(&self, uid: u32, change: impl FnOnce(&mut Holds)) {
@@ -110,6 +117,27 @@ impl Users {
                 users.remove(&uid);
             }
         }
+    }
+}
+
+/// Bytes under pins that count as a user's until this is dropped: also where something panics before.
+#[must_use]
+pub(super) struct Allowance<'u> {
+    users: &'u Users,
+    uid: u32,
+    bytes: u64,
+}
+
+impl Allowance<'_> {
+    /// They are pinned, and count for as long as they are.
+    pub(super) fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Allowance<'_> {
+    fn drop(&mut self) {
+        self.users.change(self.uid, |holds| holds.pinned_bytes -= u128::from(self.bytes));
     }
 }
 
@@ -125,11 +153,12 @@ mod tests {
         users.enter(1, &limits).unwrap();
         assert!(matches!(users.enter(1, &limits), Err(Failure::Limit { limit: 1, .. })));
         users.enter(2, &limits).unwrap();
-        users.pin(1, 6, &limits).unwrap();
+        users.pin(1, 6, &limits).unwrap().keep();
         assert!(matches!(users.pin(1, 5, &limits), Err(Failure::Limit { limit: 10, .. })));
         assert!(users.pin(1, u64::MAX, &limits).is_err());
-        users.pin(1, 4, &limits).unwrap();
-        users.unpin(1, 10);
+        drop(users.pin(1, 4, &limits).unwrap());
+        users.pin(1, 4, &limits).unwrap().keep();
+        drop(users.pinned(1, 10));
         users.leave(1);
         users.leave(2);
         assert!(users.0.lock().is_empty());

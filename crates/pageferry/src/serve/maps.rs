@@ -227,12 +227,13 @@ impl Session {
             // Everything home first: what keeps others from it may end with the description. Which goes whatever
             // else fails: whoever has it is not to count as us.
             let file = &held.file;
-            let forgotten = file.map_out(held.key, &held.range);
-            let home = file.flush(0..u64::MAX, None).map(drop);
-            let replaced = file.take_new_description();
-            for error in [forgotten, home, replaced].into_iter().filter_map(Result::err) {
-                tracing::error!(%error, "forgetting the mapping of a client that is gone");
-            }
+            self.give_back("forgetting a mapping", || failed(file.map_out(held.key, &held.range)));
+            self.give_back("writing back what was mapped", || {
+                failed(file.flush(0..u64::MAX, None).map(drop))
+            });
+            self.give_back("replacing a description that was lent", || {
+                failed(file.take_new_description())
+            });
         }
     }
 }

@@ -79,9 +79,9 @@ impl Session {
         // Waits for those that use it.
         let key = pin.key.write().take();
         let Some(key) = key else { return Err(Failure::InvalidArgument("released".into())) };
-        let ended = pin.file.release(key, &pin.range, after);
-        self.daemon.users.unpin(self.peer.uid, pin.bytes());
-        let Released { written_bytes, refused } = failed(ended)?;
+        // Until it has ended, and also if that panics.
+        let _counts = self.daemon.users.pinned(self.peer.uid, pin.bytes());
+        let Released { written_bytes, refused } = failed(pin.file.release(key, &pin.range, after))?;
         Ok(wire::Released { written_bytes, refused })
     }
 

@@ -258,27 +258,20 @@ impl Session {
         }
     }
 
-    /// Gives back all that the client held. The last thread does it: nothing else is under way.
+    /// Gives back all that the client held. The last thread does it: nothing else is under way. What panics here keeps
+    /// nothing else from being given back.
     fn clean_up(&self) {
         let (pins, files) = self.held.take_all();
         for pin in pins {
             // Nothing that the client had stored and not told of is here; it is not half done.
-            if let Err(failure) = self.end_pin(&pin, crate::After::WriteBack) {
-                tracing::warn!(
-                    session = self.number,
-                    ?failure,
-                    "releasing the pin of a client that is gone"
-                );
-            }
+            self.give_back("releasing a pin", || {
+                self.end_pin(&pin, crate::After::WriteBack).map(drop)
+            });
         }
         self.forget_maps();
         for file in files {
-            if let Err(failure) = self.close_file(file) {
-                tracing::error!(
-                    ?failure,
-                    "closing could not write everything back; the cache tries again"
-                );
-            }
+            // The cache tries again what it could not write back.
+            self.give_back("closing a file", || self.close_file(file));
         }
         tracing::info!(
             session = self.number,
@@ -290,6 +283,18 @@ impl Session {
         self.daemon.users.leave(self.peer.uid);
         self.daemon.sessions.lock().open.remove(&self.number);
         self.daemon.changed.notify_all();
+    }
+
+    /// Takes one step of giving back what a client held that is gone.
+    pub(super) fn give_back(&self, what: &str, step: impl FnOnce() -> Result<(), Failure>) {
+        let session = self.number;
+        match catch_unwind(AssertUnwindSafe(step)) {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                tracing::error!(session, what, ?failure, "what a client had is given back badly");
+            }
+            Err(_) => tracing::error!(session, what, "giving back what a client had panicked"),
+        }
     }
 
     /// The client is root's, or of the daemon's own user.

@@ -17,6 +17,7 @@ const CONNECTED: bool = true;
 
 mod access;
 mod children;
+mod clumsy;
 #[path = "../suite/common.rs"]
 mod common;
 mod descriptors;

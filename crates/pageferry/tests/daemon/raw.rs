@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::common::{FRAME, pattern, same, within};
+use pageferry::device::Device;
 use pageferry::serve::{Limits, Listener};
 use pageferry::soft::{SoftConfig, SoftDevice};
 use pageferry::{Cache, CacheConfig, PinMode, Server};
@@ -42,6 +43,16 @@ pub fn daemon(frames: u64) -> Daemon {
 }
 
 pub fn daemon_with(frames: u64, mode: u32, limit: impl FnOnce(&mut Limits)) -> Daemon {
+    daemon_of(frames, mode, limit, |soft| soft)
+}
+
+/// One whose device is what is made of the software device.
+pub fn daemon_of(
+    frames: u64,
+    mode: u32,
+    limit: impl FnOnce(&mut Limits),
+    made: impl FnOnce(Arc<SoftDevice>) -> Arc<dyn Device>,
+) -> Daemon {
     let before = (descriptors(), threads());
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
@@ -50,7 +61,7 @@ pub fn daemon_with(frames: u64, mode: u32, limit: impl FnOnce(&mut Limits)) -> D
     let device = Arc::new(device(frames));
     let listener = Listener::bind(&socket, mode).unwrap();
     let config = CacheConfig::default().flush_age(None);
-    let server = Server::start(device.clone(), config, limits, listener).unwrap();
+    let server = Server::start(made(device.clone()), config, limits, listener).unwrap();
     std::fs::write(dir.path().join("well-behaved"), pattern(FRAME)).unwrap();
     let server = Some(server);
     Daemon { server, dir, socket, device: Some(device), before }
