@@ -25,6 +25,7 @@ mod held;
 mod kept;
 mod limits;
 mod maps;
+mod patience;
 mod release;
 mod session;
 

@@ -16,15 +16,13 @@ use pageferry_linux::{Received, Socket};
 use pageferry_wire::{self as wire, Ask, Failure, FileId, MapId, Reply, Span, Task, Told};
 
 use super::kept::OpenFile;
+use super::patience::{PATIENCE, Waiting};
 use super::session::{Answer, Session, failed};
 use crate::Result;
 use crate::error::os_error;
 use crate::map::Trappable;
 use crate::service::FileService;
 use crate::sync::Mutex;
-
-/// How long a client may take to answer. Others may wait for that, with a pin in their hands.
-const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// The mappings of one client.
 #[derive(Default)]
@@ -48,6 +46,7 @@ struct Callbacks {
     /// One at a time. `None`: it has not answered, and is not asked any more.
     socket: Mutex<Option<Socket>>,
     session: Weak<Session>,
+    number: u64,
 }
 
 /// A mapping in a client.
@@ -57,10 +56,11 @@ struct RemoteMap {
 }
 
 impl Callbacks {
-    /// Asks; `None` if there is nobody any more to answer.
+    /// Asks; `None` if there is nobody any more to answer. Others may wait for that, with a pin in their hands.
     fn ask(&self, ask: &Ask) -> Option<Told> {
+        let waiting = Waiting::begin(self.number);
         let socket = self.socket.lock();
-        let told = socket.as_ref().and_then(|socket| converse(socket, ask).ok());
+        let told = socket.as_ref().and_then(|socket| converse(socket, ask, waiting.left()?).ok());
         drop(socket);
         if told.is_none() {
             self.give_up("no answer");
@@ -78,9 +78,10 @@ impl Callbacks {
     }
 }
 
-fn converse(socket: &Socket, ask: &Ask) -> std::io::Result<Told> {
+fn converse(socket: &Socket, ask: &Ask, time: Duration) -> std::io::Result<Told> {
     let broken = |what: String| std::io::Error::new(std::io::ErrorKind::InvalidData, what);
     let packet = wire::encode_ask(ask).map_err(|e| broken(e.to_string()))?;
+    socket.set_receive_timeout(Some(time))?;
     socket.send(&packet, &[])?;
     let mut packet = vec![0; wire::MESSAGE_BYTES_MAX];
     match socket.recv(&mut packet, &mut Vec::new(), 0)? {
@@ -144,17 +145,18 @@ impl Session {
     pub(super) fn make_callbacks(self: &Arc<Self>) -> Result<Answer, Failure> {
         let os = |e: std::io::Error| os_error("making a socket to ask a client on", &e);
         let (socket, theirs) = failed(Socket::pair().map_err(os))?;
-        let limits = socket
-            .set_send_timeout(Some(ANSWER_TIME))
-            .and_then(|()| socket.set_receive_timeout(Some(ANSWER_TIME)));
-        failed(limits.map_err(os))?;
+        // There is room for what is asked, one thing at a time; the time for answers is limited with each.
+        failed(socket.set_send_timeout(Some(PATIENCE)).map_err(os))?;
         let theirs = failed(theirs.as_fd().try_clone_to_owned().map_err(os))?;
         let mut tables = self.maps.0.lock();
         if tables.callbacks.is_some() {
             return Err(Failure::Protocol("the session has a socket for callbacks".into()));
         }
-        let callbacks =
-            Callbacks { socket: Mutex::new(Some(socket)), session: Arc::downgrade(self) };
+        let callbacks = Callbacks {
+            socket: Mutex::new(Some(socket)),
+            session: Arc::downgrade(self),
+            number: self.number,
+        };
         tables.callbacks = Some(Arc::new(callbacks));
         Ok(Answer { reply: Reply::Done, descriptors: vec![theirs] })
     }

@@ -17,7 +17,7 @@ use pageferry_wire::{self as wire, Call, Failure, Reply, Request, Return};
 use super::held::Held;
 use super::limits::{Limits, beyond};
 use super::maps::Maps;
-use super::{Daemon, answer};
+use super::{Daemon, answer, patience};
 use crate::error::os_error;
 use crate::sync::Mutex;
 use crate::translate::for_people;
@@ -240,6 +240,7 @@ impl Session {
         request: Request,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Answer, Failure> {
+        patience::begin();
         let answered = catch_unwind(AssertUnwindSafe(|| self.answer(request, descriptors)));
         answered.unwrap_or_else(|_| {
             Err(Failure::KernelFailed("a step of the request panicked in the daemon".into()))
@@ -261,6 +262,7 @@ impl Session {
     /// Gives back all that the client held. The last thread does it: nothing else is under way. What panics here keeps
     /// nothing else from being given back.
     fn clean_up(&self) {
+        patience::begin();
         let (pins, files) = self.held.take_all();
         for pin in pins {
             // Nothing that the client had stored and not told of is here; it is not half done.

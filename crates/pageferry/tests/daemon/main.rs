@@ -25,6 +25,7 @@ mod frames;
 mod fuzz;
 mod killed;
 mod limits;
+mod maps;
 mod messages;
 mod raw;
 mod relay;
