@@ -51,6 +51,12 @@ pub fn max_file_bytes() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(u64::MAX)
 }
 
+/// How many descriptors this process may have, and its user may have on their way to others.
+#[must_use]
+pub fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Lets this process open as many files as it may at all: the soft limit of `RLIMIT_NOFILE`, which stands at
 /// 1,024 for the sake of `select`, becomes the hard one, which is given back.
 ///

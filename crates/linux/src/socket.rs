@@ -12,8 +12,10 @@
 //! - A sender waits while the packets that its peer has not received fill its buffer (`SO_SNDBUF`, 208 KiB
 //!   by default), for as long as it takes: hence [`Socket::set_send_timeout`].
 //! - Where more descriptors come than there is room for, or than this process may still open, those that fit are
-//!   there, and the packet is marked. A packet has at most 253. Without `CAP_SYS_RESOURCE`, a user's
-//!   descriptors that are sent and not received count towards `RLIMIT_NOFILE` (`ETOOMANYREFS`).
+//!   there, and the packet is marked. A packet has at most 253. Without `CAP_SYS_RESOURCE` or
+//!   `CAP_SYS_ADMIN`, a user's descriptors that are sent and not received count towards `RLIMIT_NOFILE`
+//!   (`ETOOMANYREFS`). They stay on their way when the sender shuts down or closes its end, for as long as the
+//!   receiver keeps its own.
 //! - Whoever receives a descriptor has to close it, and **closing may wait** for as long as somebody likes: where the
 //!   file is of FUSE, its server is asked first ([`file_system_served`](crate::file_system_served) tells). That
 //!   is so for those as well that are closed here because they were not wanted. So who receives from strangers
@@ -158,6 +160,18 @@ impl Socket {
     /// `EINVAL` for no time at all, `EDOM` for too much.
     pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         Ok(rustix::net::sockopt::set_socket_timeout(&self.fd, Timeout::Recv, timeout)?)
+    }
+
+    /// The peer has received all packets that were sent here, or is gone. Also after a [shutdown](Self::shutdown), which
+    /// takes nothing from it that was sent before.
+    ///
+    /// # Errors
+    /// None that is known of.
+    pub fn all_received(&self) -> io::Result<bool> {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: `TIOCOUTQ` (`SIOCOUTQ`) writes a `c_int`, and does nothing else.
+        unsafe { crate::abi::ioctl(self.fd.as_fd(), libc::TIOCOUTQ as u32, &mut bytes) }?;
+        Ok(bytes == 0)
     }
 
     /// A descriptor that somebody has sent, if it is a Unix socket of packets. Never waits.

@@ -27,6 +27,7 @@ mod limits;
 mod maps;
 mod patience;
 mod release;
+mod replies;
 mod session;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ use crate::sync::{Condvar, Mutex, RwLock};
 use crate::{Cache, CacheConfig, Error, Result};
 use kept::Kept;
 use limits::Users;
+use replies::Replies;
 use session::Session;
 
 pub use limits::Limits;
@@ -81,8 +83,30 @@ pub(crate) struct Daemon {
 #[derive(Default)]
 struct Sessions {
     open: BTreeMap<u64, Arc<Session>>,
+    /// Of sessions that have ended, with their users: there are descriptors on their way still.
+    unread: Vec<(u32, Arc<Replies>)>,
     /// The last number given.
     last: u64,
+}
+
+impl Sessions {
+    /// How many count.
+    fn count(&self) -> usize {
+        self.open.len() + self.unread.len()
+    }
+
+    /// A session has ended. Unless all that it was sent is received, it counts still.
+    fn close(&mut self, session: &Session) {
+        self.open.remove(&session.number);
+        self.unread.push((session.peer.uid, Arc::clone(&session.replies)));
+        self.let_go(&session.daemon.users);
+    }
+
+    /// Those of which nothing is on its way any more count no longer.
+    fn let_go(&mut self, users: &Users) {
+        let received = self.unread.extract_if(.., |(_, replies)| replies.are_received());
+        received.for_each(|(uid, _)| users.leave(uid));
+    }
 }
 
 impl Server {
@@ -247,6 +271,7 @@ impl Daemon {
         while !self.is_stopping() {
             let until = Instant::now() + KEPT_PAUSE;
             self.changed.wait_until(&mut sessions, until);
+            sessions.let_go(&self.users);
             drop(sessions);
             self.kept.tidy(self.limits.read().kept_files);
             sessions = self.sessions.lock();

@@ -229,3 +229,25 @@ fn a_forked_child_does_not_inherit_a_connection() {
     assert_eq!(child::fork(peer), Ok(libc::ENOTCONN));
     assert_eq!(peer(), 0);
 }
+
+/// Also when the sender has shut it down, and when the receiver goes without a word.
+#[test]
+fn a_sender_is_told_when_everything_is_received() {
+    let (one, other) = Socket::pair().unwrap();
+    assert!(one.all_received().unwrap());
+    for shut in [false, true] {
+        if !shut {
+            one.send(b"first", &[]).unwrap();
+            one.send(b"second", &[one.as_fd()]).unwrap();
+        }
+        assert!(!one.all_received().unwrap());
+        assert!(other.all_received().unwrap(), "it has sent nothing");
+        other.recv(&mut [0; 10], &mut Vec::new(), 1).unwrap();
+        one.shutdown();
+    }
+    assert!(one.all_received().unwrap());
+    let (one, other) = Socket::pair().unwrap();
+    one.send(b"first", &[one.as_fd()]).unwrap();
+    drop(other);
+    assert!(one.all_received().unwrap());
+}

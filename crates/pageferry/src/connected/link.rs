@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use pageferry_engine::Owner;
 use pageferry_linux::{Received, Socket};
@@ -16,6 +17,10 @@ use pageferry_wire::{self as wire, Call, FileId, Reply, Request, Return};
 use crate::error::os_error;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result, translate};
+
+/// How often, and with what pauses, it asks again for descriptors that the daemon could not send.
+const ASK_AGAIN_MAX: u32 = 1000;
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A connection to a daemon.
 pub(super) struct Link {
@@ -69,6 +74,22 @@ impl Link {
 
     /// Asks, waits for the answer.
     pub(super) fn call(&self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Replied> {
+        let brings = matches!(
+            request,
+            Request::Frames { .. } | Request::Description { .. } | Request::Callbacks
+        );
+        let again = if brings { ASK_AGAIN_MAX } else { 0 };
+        for _ in 0..again {
+            match self.call_once(request.clone(), fd) {
+                // Others have not received what they were sent, which passes.
+                Err(Error::Limit { .. }) => std::thread::sleep(ASK_AGAIN),
+                answer => return answer,
+            }
+        }
+        self.call_once(request, fd)
+    }
+
+    fn call_once(&self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Replied> {
         self.not_forked()?;
         let id = self.begin()?;
         let sent = match wire::encode_call(&Call { id, request }) {

@@ -10,7 +10,8 @@ use pageferry_wire::{
 
 use super::held::total;
 use super::kept::OpenFile;
-use super::session::{Answer, Session, failed};
+use super::replies::Answer;
+use super::session::{Session, failed};
 use crate::error::os_error;
 use crate::service::{CacheService, FileService, Piece};
 use crate::{Error, PinMode, Stats, translate};

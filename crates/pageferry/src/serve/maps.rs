@@ -17,7 +17,8 @@ use pageferry_wire::{self as wire, Ask, Failure, FileId, MapId, Reply, Span, Tas
 
 use super::kept::OpenFile;
 use super::patience::{PATIENCE, Waiting};
-use super::session::{Answer, Session, failed};
+use super::replies::Answer;
+use super::session::{Session, failed};
 use crate::Result;
 use crate::error::os_error;
 use crate::map::Trappable;

@@ -6,17 +6,18 @@
 //! client run beside each other, and its releases are heard while its pins wait. Where the limit of threads is
 //! reached, the last one takes nothing that may wait, so that it always comes back to receive.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pageferry_linux::{Peer, Received, Socket};
-use pageferry_wire::{self as wire, Call, Failure, Reply, Request, Return};
+use pageferry_wire::{self as wire, Call, Failure, Request};
 
 use super::held::Held;
 use super::limits::{Limits, beyond};
 use super::maps::Maps;
+use super::replies::{Answer, Replies, send};
 use super::{Daemon, answer, patience};
 use crate::error::os_error;
 use crate::sync::Mutex;
@@ -36,7 +37,7 @@ pub(super) struct Session {
     pub(super) peer: Peer,
     /// For people.
     pub(super) program: String,
-    socket: Socket,
+    pub(super) replies: Arc<Replies>,
     /// Nobody is there any more: what waits in its name gives up.
     pub(super) gone: Arc<AtomicBool>,
     greeted: AtomicBool,
@@ -55,18 +56,6 @@ struct Crew {
     all: usize,
 }
 
-/// An answer and what comes with it.
-pub(super) struct Answer {
-    pub(super) reply: Reply,
-    pub(super) descriptors: Vec<OwnedFd>,
-}
-
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Answer {
-        Answer { reply, descriptors: Vec::new() }
-    }
-}
-
 /// What a thread does next.
 enum Next {
     Receive,
@@ -81,7 +70,8 @@ impl Session {
             .set_send_timeout(Some(limits.reply_time))
             .map_err(|e| os_error("limiting the time for answers", &e))?;
         let mut sessions = daemon.sessions.lock();
-        let room = match sessions.open.len() < limits.sessions {
+        sessions.let_go(&daemon.users);
+        let room = match sessions.count() < limits.sessions {
             true => daemon.users.enter(peer.uid, limits),
             false => Err(beyond("sessions", limits.sessions as u64)),
         };
@@ -91,17 +81,18 @@ impl Session {
             let error = crate::translate::error(failure.clone());
             tracing::warn!(uid, pid, %error, "a client is turned away");
             // It may be gone already.
-            let _ = send(&socket, 0, Err(failure));
+            let _ = send(&socket, 0, Err(failure), &[]);
             return Ok(());
         }
         sessions.last += 1;
+        let gone = Arc::<AtomicBool>::default();
         let session = Arc::new(Session {
             daemon: Arc::clone(daemon),
             number: sessions.last,
             peer,
             program: program(peer.pid),
-            socket,
-            gone: Arc::default(),
+            replies: Arc::new(Replies::new(socket, Arc::clone(&gone))),
+            gone,
             greeted: AtomicBool::new(false),
             held: Held::default(),
             maps: Maps::default(),
@@ -146,7 +137,7 @@ impl Session {
                 crew.receiving += 1;
             }
             let mut descriptors = Vec::new();
-            let received = self.socket.recv(&mut packet, &mut descriptors, 1);
+            let received = self.replies.socket.recv(&mut packet, &mut descriptors, 1);
             let last = {
                 let mut crew = self.crew.lock();
                 crew.receiving -= 1;
@@ -248,13 +239,14 @@ impl Session {
     }
 
     fn send(&self, id: u32, answer: Result<Answer, Failure>) -> std::io::Result<()> {
-        send(&self.socket, id, answer)
+        let time = self.daemon.limits.read().reply_time;
+        self.replies.send(id, answer, time)
     }
 
     /// Ends the session, also from another thread: nothing more is received, and what waits gives up.
     pub(super) fn hang_up(&self) {
         if !self.gone.swap(true, Ordering::SeqCst) {
-            self.socket.shutdown();
+            self.replies.socket.shutdown();
             self.daemon.cache.shared.wake_all();
         }
     }
@@ -282,8 +274,7 @@ impl Session {
             program = self.program,
             "session closed"
         );
-        self.daemon.users.leave(self.peer.uid);
-        self.daemon.sessions.lock().open.remove(&self.number);
+        self.daemon.sessions.lock().close(self);
         self.daemon.changed.notify_all();
     }
 
@@ -309,17 +300,6 @@ impl Session {
         let crew = self.crew.lock();
         crew.all - crew.receiving
     }
-}
-
-fn send(socket: &Socket, id: u32, answer: Result<Answer, Failure>) -> std::io::Result<()> {
-    let (result, descriptors) = match answer {
-        Ok(Answer { reply, descriptors }) => (Ok(reply), descriptors),
-        Err(failure) => (Err(failure), Vec::new()),
-    };
-    let packet = wire::encode_return(&Return { id, result })
-        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))?;
-    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    socket.send(&packet, &descriptors)
 }
 
 /// What the process runs, for people.

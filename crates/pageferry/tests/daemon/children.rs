@@ -67,8 +67,13 @@ impl Player {
         self.child.wait().unwrap()
     }
 
-    pub fn ends(&mut self) -> ExitStatus {
+    /// Nobody will tell it anything.
+    pub fn hears_no_more(&mut self) {
         drop(self.told.take());
+    }
+
+    pub fn ends(&mut self) -> ExitStatus {
+        self.hears_no_more();
         self.child.wait().unwrap()
     }
 }
@@ -99,6 +104,7 @@ fn player() {
         ["wait", socket, path] => wait_for_pin(socket, path),
         ["load", socket, path] => load(socket, path),
         ["user", socket, dir] => crate::users::as_nobody(socket, dir),
+        ["unread", files] => crate::unread::weak_daemon(files.parse().unwrap()),
         ["attempt", pid, fd] => crate::frames::attempts(&format!("/proc/{pid}/fd/{fd}")),
         ["serve", socket] => crate::killed::serve(socket),
         ["steps", socket, path, at, when] => {

@@ -34,4 +34,5 @@ mod silent;
 mod steps;
 mod stores;
 mod stuck;
+mod unread;
 mod users;

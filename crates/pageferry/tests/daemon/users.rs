@@ -14,7 +14,7 @@ use pageferry_wire::*;
 
 const NOBODY: u32 = 65534;
 
-fn root() -> bool {
+pub fn root() -> bool {
     // SAFETY: asks for a number.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
@@ -23,7 +23,7 @@ fn root() -> bool {
     root
 }
 
-fn be_nobody(command: &mut Command) {
+pub fn be_nobody(command: &mut Command) {
     command.uid(NOBODY).gid(NOBODY);
 }
 
