@@ -85,7 +85,7 @@ impl Device for Clumsy {
 }
 
 /// A daemon with room for two frames' pins of a user, and what makes its device's fills and drains panic.
-fn clumsy() -> (Daemon, Arc<AtomicBool>, Arc<AtomicBool>) {
+pub fn clumsy() -> (Daemon, Arc<AtomicBool>, Arc<AtomicBool>) {
     let (fills, drains) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
     let (f, d) = (fills.clone(), drains.clone());
     let limit = |limits: &mut pageferry::serve::Limits| {
@@ -115,6 +115,7 @@ fn a_pin_that_panics_does_not_count() {
             raw.pin(file, 0..FRAME, Mode::Read).unwrap();
         }
         drop(raw);
+        d.deserted();
         d.ends_clean();
     });
 }
