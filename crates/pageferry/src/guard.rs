@@ -56,6 +56,7 @@ mod gate;
 mod keep;
 mod look;
 mod strangers;
+mod window;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
@@ -143,6 +144,8 @@ struct Watched {
     visited: bool,
     /// Where stores move the times: what it looked like when it was last ours alone, and no change of ours ran.
     when_alone: Option<Stamp>,
+    /// Own changes that have ended.
+    ends: u64,
     /// Own changes under way, and whether the lease is held for them, or which threads make them.
     own: u32,
     leased: bool,
@@ -254,6 +257,7 @@ impl Guards {
             visited: false,
             when_alone: None,
             own: 0,
+            ends: 0,
             leased: false,
             since: Instant::now(),
             held: false,

@@ -1,4 +1,4 @@
-//! Looks, and windows of our own changes.
+//! Looks.
 
 use std::io;
 use std::ops::DerefMut;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pageferry_engine::{FileKey, Observed};
-use pageferry_linux::{Call, FileStamp, Heard, HostFile, Watch, current_tid, newest_loop};
+use pageferry_linux::{Call, FileStamp, Heard, Watch, newest_loop};
 
 use super::keep::{ASKED_PAUSE, ASKED_TRIES};
 use super::strangers::Strangers;
@@ -16,13 +16,13 @@ use crate::perform::measure;
 
 /// A lease that somebody waits for ends after a second at the earliest (`lease-break-time` counts
 /// seconds).
-const LEASE_MIN: Duration = Duration::from_millis(900);
+pub(super) const LEASE_MIN: Duration = Duration::from_millis(900);
 /// Somebody comes and goes all the time: it is as good as there.
 const TRIES_MAX: u32 = 4;
 
 impl State {
     /// Notes what the group has heard. If it cannot say, everything may have changed.
-    fn hear(&mut self, watch: &Watch) {
+    pub(super) fn hear(&mut self, watch: &Watch) {
         let State { files, names, .. } = self;
         let heard = watch.drain(|heard| match heard.file.as_ref().map(|f| names.get(f)) {
             Some(Some(file)) => {
@@ -77,7 +77,7 @@ impl Watched {
     }
 
     /// Its size now. What is not the doing of a change of ours may be an append, or an `O_TRUNC`.
-    fn resized(&mut self, bytes: u64) {
+    pub(super) fn resized(&mut self, bytes: u64) {
         let was = std::mem::replace(&mut self.bytes, bytes);
         if let (Some(strangers), true) = (&mut self.gate, was != bytes) {
             self.changes.part(strangers.resized(was, bytes));
@@ -85,12 +85,12 @@ impl Watched {
     }
 
     /// Nothing was heard of it.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         !self.changed && !self.suspect && !self.visited
     }
 
     /// Somebody else may be at it, as far as the gate knows.
-    fn has_strangers(&self) -> bool {
+    pub(super) fn has_strangers(&self) -> bool {
         self.gate.as_ref().is_some_and(Strangers::are_there)
     }
 
@@ -132,7 +132,7 @@ impl Watched {
     }
 
     /// The lease still shuts others out: nobody waits for it, or not for long.
-    fn shuts_out(&self, since: Instant) -> bool {
+    pub(super) fn shuts_out(&self, since: Instant) -> bool {
         self.io.has_lease() || self.breaking.unwrap_or(since).elapsed() < LEASE_MIN
     }
 
@@ -178,7 +178,12 @@ impl Guards {
 
     /// Whether the file was proven, and nothing was heard since. `None`, unless it is the `last` try:
     /// the gate itself has the file open, to be asked, for a moment.
-    fn settle(&self, state: &mut State, file: FileKey, last: bool) -> Result<Option<bool>> {
+    pub(super) fn settle(
+        &self,
+        state: &mut State,
+        file: FileKey,
+        last: bool,
+    ) -> Result<Option<bool>> {
         let watched = state.files.get_mut(&file).ok_or_else(gone)?;
         let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else {
             if matches!(watched.basis, Basis::Nothing(_)) {
@@ -233,138 +238,9 @@ impl Guards {
         Ok(Some(false))
     }
 
-    /// Makes a change of ours. The file's size after it comes with what it yields.
-    pub(crate) fn change<T>(
-        &self,
-        file: FileKey,
-        change: impl FnOnce(&HostFile) -> T,
-    ) -> Result<(T, u64)> {
-        let io = self.begin(file)?;
-        let window = Window { guards: self, file: Some(file) };
-        let made = change(&io);
-        Ok((made, window.end()?))
-    }
-
-    fn begin(&self, file: FileKey) -> Result<Arc<HostFile>> {
-        let mut state = self.state.lock();
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        if watched.own == 0 {
-            if matches!(watched.basis, Basis::Stamps(_)) {
-                let seen = measure(&watched.io)?;
-                watched.learn(&seen);
-            }
-            if matches!(watched.basis, Basis::Watch(_)) {
-                // Whether others have stored to it, its times tell only until we change it.
-                self.hear(&mut state);
-                let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-                if watched.suspect && watched.proven {
-                    self.settle(&mut state, file, false)?;
-                }
-            }
-            self.open_window(&mut state, file)?;
-        }
-        if self.tells_threads() {
-            // What this thread has done before is not this change.
-            self.hear(&mut state);
-        }
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        watched.own += 1;
-        watched.threads.push(current_tid());
-        Ok(Arc::clone(&watched.io))
-    }
-
-    fn tells_threads(&self) -> bool {
-        self.watch.as_ref().is_ok_and(Watch::tells_threads)
-    }
-
     pub(super) fn hear(&self, state: &mut State) {
         if let Ok(watch) = &self.watch {
             state.hear(watch);
-        }
-    }
-
-    /// Takes the lease for as long as changes of ours run. What is heard before it is held came from
-    /// others; without it, what is heard of us could be the application's doing, and counts as well.
-    fn open_window(&self, state: &mut State, file: FileKey) -> Result<()> {
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        let (Basis::Watch(_), Ok(watch)) = (&watched.basis, &self.watch) else { return Ok(()) };
-        if watch.tells_threads() {
-            return Ok(());
-        }
-        let leased = match watched.held {
-            // Noticed by the thread that is told of it, a moment ago; or it may be long over.
-            true => {
-                watched.io.has_lease() || watched.breaking.is_some_and(|b| b.elapsed() < LEASE_MIN)
-            }
-            false => watched.io.take_lease().is_ok(),
-        };
-        watched.since = Instant::now();
-        state.hear(watch);
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        watched.leased = leased;
-        watched.visited |= !leased;
-        Ok(())
-    }
-
-    fn end(&self, file: FileKey) -> Result<u64> {
-        let mut state = self.state.lock();
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        let last = watched.own == 1;
-        if last && watched.leased {
-            // Somebody may wait for its end; if for too long, it has gone ahead beside our changes.
-            watched.changed |= !watched.shuts_out(watched.since);
-            self.hear(&mut state);
-        } else if self.tells_threads() {
-            self.hear(&mut state);
-        }
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        let seen = measure(&watched.io);
-        if last && std::mem::take(&mut watched.leased) && !watched.held {
-            watched.io.drop_lease();
-        }
-        if last && watched.home {
-            watched.give_up();
-        }
-        watched.own -= 1;
-        let me = current_tid();
-        if let Some(at) = watched.threads.iter().position(|t| *t == me) {
-            watched.threads.swap_remove(at);
-        }
-        let seen = seen?;
-        watched.resized(seen.size);
-        watched.when_alone = None;
-        if watched.own == 0 && watched.proven {
-            // Who opened it before that look is heard of now.
-            self.hear(&mut state);
-            let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-            let alone = watched.proven && watched.is_quiet() && !watched.has_strangers();
-            watched.when_alone = (alone && seen.is_fine()).then(|| stamp(&seen));
-        }
-        let watched = state.files.get_mut(&file).ok_or_else(gone)?;
-        if let (Basis::Stamps(known), 0) = (&mut watched.basis, watched.own) {
-            *known = stamp(&seen);
-        }
-        Ok(seen.size)
-    }
-}
-
-/// Changes of ours under way.
-struct Window<'g> {
-    guards: &'g Guards,
-    file: Option<FileKey>,
-}
-
-impl Window<'_> {
-    fn end(mut self) -> Result<u64> {
-        self.file.take().map_or_else(|| Err(gone()), |file| self.guards.end(file))
-    }
-}
-
-impl Drop for Window<'_> {
-    fn drop(&mut self) {
-        // The change has panicked.
-        if let Some(file) = self.file.take() {
-            let _ = self.guards.end(file);
         }
     }
 }

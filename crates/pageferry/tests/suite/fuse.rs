@@ -6,21 +6,65 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use crate::common::*;
 use crate::strangers::{filled, keep};
 use crate::ways::Page;
-use pageferry::Coherence;
+use pageferry::{CacheConfig, Coherence, PinMode, Validation};
 
 const PAGES: u64 = 8;
 const ALL: std::ops::Range<u64> = 0..PAGES * PAGE;
+
+/// What makes the server fall silent.
+#[derive(Default)]
+struct Silence(Mutex<Waiting>, Condvar);
+
+#[derive(Default)]
+struct Waiting {
+    /// So many requests more are answered.
+    after: Option<u32>,
+    silent: bool,
+    /// Whoever makes the requests has made its last.
+    done: bool,
+}
+
+impl Silence {
+    fn begin_after(&self, answers: u32) {
+        *self.0.lock().unwrap() = Waiting { after: Some(answers), ..Waiting::default() };
+    }
+
+    /// The server's side: a request has come.
+    fn keep(&self) {
+        let mut waiting = self.0.lock().unwrap();
+        match &mut waiting.after {
+            None => return,
+            Some(0) => {}
+            Some(left) => return *left -= 1,
+        }
+        (waiting.after, waiting.silent) = (None, true);
+        self.1.notify_all();
+        drop(self.1.wait_while(waiting, |w| w.silent).unwrap());
+    }
+
+    /// Somebody is waiting for an answer; `false`: nobody will.
+    fn has_begun(&self) -> bool {
+        let waiting = self.0.lock().unwrap();
+        self.1.wait_while(waiting, |w| !w.silent && !w.done).unwrap().silent
+    }
+
+    fn end(&self, done: bool) {
+        *self.0.lock().unwrap() = Waiting { done, ..Waiting::default() };
+        self.1.notify_all();
+    }
+}
 
 /// The mounted file system. It is gone when dropped.
 struct Fuse {
     dir: tempfile::TempDir,
     bytes: Arc<Mutex<Vec<u8>>>,
+    silence: Arc<Silence>,
     server: Option<JoinHandle<()>>,
 }
 
@@ -39,9 +83,10 @@ impl Fuse {
             return Err(format!("mounting: {}", std::io::Error::last_os_error()));
         }
         let bytes = Arc::new(Mutex::new(bytes));
-        let served = Arc::clone(&bytes);
-        let server = Some(std::thread::spawn(move || serve(device, &served)));
-        Ok(Fuse { dir, bytes, server })
+        let silence = Arc::<Silence>::default();
+        let (served, silent) = (Arc::clone(&bytes), Arc::clone(&silence));
+        let server = Some(std::thread::spawn(move || serve(device, &served, &silent)));
+        Ok(Fuse { dir, bytes, silence, server })
     }
 
     fn path(&self) -> PathBuf {
@@ -57,6 +102,7 @@ impl Fuse {
 
 impl Drop for Fuse {
     fn drop(&mut self) {
+        self.silence.end(true);
         let at = CString::new(self.dir.path().as_os_str().as_encoded_bytes()).unwrap();
         // Even if a failing test still has its file open. SAFETY: a string that outlives the call.
         unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
@@ -86,11 +132,15 @@ fn attributes(node: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// Answers until the file system is gone.
-fn serve(mut device: File, bytes: &Mutex<Vec<u8>>) {
+fn serve(mut device: File, bytes: &Mutex<Vec<u8>>, silence: &Silence) {
     let mut buf = vec![0; 1 << 20];
     while let Ok(len) = device.read(&mut buf) {
         let request = &buf[..len];
         let (opcode, unique, node) = (short(request, 4), long(request, 8), long(request, 16));
+        // RELEASE, which the kernel makes for itself, and what wants no answer: nobody waits for it.
+        if !matches!(opcode, 2 | 18 | 36 | 42) {
+            silence.keep();
+        }
         let Some(answer) = answer(opcode, node, request, bytes) else { continue };
         let (error, body) = answer.map_or_else(|e| (-e, Vec::new()), |body| (0, body));
         let mut reply = (16 + body.len() as u32).to_ne_bytes().to_vec();
@@ -192,4 +242,45 @@ fn what_a_server_changes_is_seen_by_the_next_pin() {
         file.close().unwrap();
         drop(rig);
     });
+}
+
+/// All that is done with a file once it is open.
+fn use_whole(file: &pageferry::File) {
+    let pin = file.pin(0..PAGE, PinMode::Write).unwrap();
+    pin.view().unwrap().write(0, &[7; 100]).unwrap();
+    pin.release().unwrap();
+    file.write_at(&[8; 100], PAGE).unwrap();
+    same(&device_reads(file, PAGE..PAGE + 100), &[8; 100], "the device");
+}
+
+/// Whichever request it is that the server does not answer, other files' pins are granted and released meanwhile.
+#[test]
+fn a_server_that_does_not_answer_holds_up_no_pins_of_other_files() {
+    for validation in [Validation::Proof, Validation::Stamps] {
+        within(60, move || {
+            let fuse = match Fuse::mount(filled(PAGES, 1)) {
+                Ok(fuse) => fuse,
+                Err(why) => return crate::skipped!("FUSE: {why}"),
+            };
+            let rig = rig_with(16, CacheConfig::default().flush_age(None).validation(validation));
+            let (there, here) = (rig.cache.open(fuse.path()).unwrap(), rig.file("b", 2 * PAGE));
+            for answers in 0.. {
+                fuse.silence.begin_after(answers);
+                let (file, silence) = (there.clone(), Arc::clone(&fuse.silence));
+                let user = std::thread::spawn(move || {
+                    use_whole(&file);
+                    silence.end(true);
+                });
+                let silent = fuse.silence.has_begun();
+                use_whole(&here);
+                fuse.silence.end(!silent);
+                user.join().unwrap();
+                if !silent {
+                    println!("{validation:?}: {answers} requests");
+                    assert!(answers > 5, "the server was asked: {answers}");
+                    break;
+                }
+            }
+        });
+    }
 }
