@@ -15,7 +15,8 @@ pub(crate) struct Backing {
     pub(crate) key: FileKey,
     /// For messages.
     pub(crate) name: String,
-    /// Replaced by a writable description when the file is opened for writing later.
+    /// Replaced under the cache's table lock: by a writable description when the file is opened for writing later, and
+    /// by another when somebody has this one who may not have it any longer.
     io: RwLock<Arc<HostFile>>,
     /// Device address regions by number: the file's bytes `[n, n+1) * region_bytes`.
     regions: Mutex<BTreeMap<u64, DeviceAddr>>,
@@ -43,21 +44,14 @@ impl Backing {
         self.io.read().clone()
     }
 
-    /// A writable description takes over from a read-only one, and is given back then.
-    pub(crate) fn upgrade(&self, io: HostFile) -> Option<Arc<HostFile>> {
+    /// Another description takes over from `old`; `false`: one has already.
+    pub(crate) fn replace(&self, old: &Arc<HostFile>, new: &Arc<HostFile>) -> bool {
         let mut current = self.io.write();
-        if !io.is_writable() || current.is_writable() {
-            return None;
+        let same = Arc::ptr_eq(&current, old);
+        if same {
+            *current = Arc::clone(new);
         }
-        *current = Arc::new(io);
-        Some(Arc::clone(&current))
-    }
-
-    /// Another description takes over.
-    pub(crate) fn replace(&self, io: HostFile) -> Arc<HostFile> {
-        let io = Arc::new(io);
-        *self.io.write() = Arc::clone(&io);
-        io
+        same
     }
 
     /// The device address of a byte, reserving its region if need be.

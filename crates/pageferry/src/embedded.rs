@@ -2,10 +2,12 @@
 
 mod access;
 mod change;
+#[cfg(all(test, not(shuttle)))]
+mod descriptions;
 mod file;
 mod map;
+mod table;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -13,17 +15,18 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use crate::sync::Mutex;
 use pageferry_device::Device;
 use pageferry_engine::{FileKey, Outcome, Owner, Request};
-use pageferry_linux::{FileId, HostFile, OpenError, Place};
+use pageferry_linux::{HostFile, OpenError, Place};
 
 use crate::backing::Backing;
 use crate::error::os_error;
-use crate::guard::Guards;
+use crate::guard::Met;
 use crate::service::{CacheService, FileService};
 use crate::shared::{Caller, Shared, Tally};
 use crate::{CacheConfig, Error, Result, Session, Stats, Wait, flusher};
+
+use self::table::Table;
 
 pub(crate) use file::Opening;
 
@@ -33,8 +36,7 @@ pub(crate) struct Embedded {
     pub(crate) shared: Arc<Shared>,
     /// For the files, which keep it alive.
     this: Weak<Embedded>,
-    /// Which file is known under which key. Also serialises opening and closing.
-    table: Mutex<HashMap<FileId, FileKey>>,
+    table: Table,
     flusher: Option<JoinHandle<()>>,
 }
 
@@ -66,97 +68,104 @@ impl Embedded {
         Ok(Arc::new_cyclic(|this| Embedded {
             shared,
             this: this.clone(),
-            table: Mutex::default(),
+            table: Table::default(),
             flusher,
         }))
     }
 
     /// Opens the file behind a descriptor, under a name.
     pub(crate) fn open_fd_as(&self, fd: BorrowedFd<'_>, name: String) -> Result<Opening> {
+        let gates = self.shared.guards.gates_taken_down();
         let io = HostFile::from_fd(fd).map_err(|e| open_error(&name, e))?;
-        let mut table = self.table.lock();
-        self.adopt(&mut table, io, name)
+        self.adopt(io, gates, name)
     }
 
-    fn adopt(
-        &self,
-        table: &mut HashMap<FileId, FileKey>,
-        io: HostFile,
-        name: String,
-    ) -> Result<Opening> {
-        let shared = &self.shared;
+    /// An opening of the file that a new description leads to, which was opened when so many gates were down again.
+    fn adopt(&self, io: HostFile, gates: u64, name: String) -> Result<Opening> {
         let (id, writable) = (io.identity(), io.is_writable());
-        let backing = match self.known(table, id) {
-            Some(backing) => {
-                self.upgrade(&backing, io)?;
-                backing
+        let (cache, guards) = (self.alive()?, &self.shared.guards);
+        let (mut io, mut gates) = (Arc::new(io), gates);
+        let (backing, made) = loop {
+            if let Some(backing) = self.table.hold(id, |_| true) {
+                break (backing, false);
             }
-            None => {
-                let io = Arc::new(io);
-                let key = shared.core.lock().engine.add_file(Guards::meet(&io)?);
-                shared.guards.open(key, &io)?;
-                let known_as = name.clone();
-                let backing = Arc::new(Backing::new(key, known_as, io, shared.info.region_bytes));
-                shared.files.write().insert(key, Arc::clone(&backing));
-                table.insert(id, key);
-                backing
+            let met = guards.meet(&io)?;
+            // A gate that stood on the file until it was closed may have seen the description opened.
+            let unseen = || !io.is_private() || guards.gates_taken_down() == gates;
+            let make = || unseen().then(|| self.add(&io, met, &name));
+            if let Some(held) = self.table.hold_or_make(id, make) {
+                break held;
             }
+            gates = guards.gates_taken_down();
+            io = Arc::new(io.again().map_err(|e| open_error(&name, e))?);
         };
-        self.handle(backing, name, writable)
+        if !made && let Err(error) = self.upgrade(&backing, io) {
+            // What is away stays with the cache if it cannot go home.
+            let _ = self.close(&backing);
+            return Err(error);
+        }
+        Ok(Opening::new(cache, backing, name, writable))
+    }
+
+    fn add(&self, io: &Arc<HostFile>, met: Met, name: &str) -> Arc<Backing> {
+        let shared = &self.shared;
+        let key = shared.core.lock().engine.add_file(met.observed());
+        shared.guards.open(key, io, met);
+        let (name, io) = (name.to_owned(), Arc::clone(io));
+        let backing = Arc::new(Backing::new(key, name, io, shared.info.region_bytes));
+        shared.files.write().insert(key, Arc::clone(&backing));
+        backing
     }
 
     /// A description that can write takes over from one that cannot.
-    fn upgrade(&self, backing: &Backing, io: HostFile) -> Result<()> {
-        let guards = &self.shared.guards;
-        if !io.is_writable() || backing.io().is_writable() {
-            return Ok(());
+    fn upgrade(&self, backing: &Backing, mut io: Arc<HostFile>) -> Result<()> {
+        loop {
+            let old = backing.io();
+            if !io.is_writable() || old.is_writable() {
+                return Ok(());
+            }
+            // The gate would be asked about what is done through a description that it has seen opened.
+            let lowered = self.shared.guards.lower_gate(backing.key);
+            if lowered.has_stood && io.is_private() {
+                io = Arc::new(io.again().map_err(|e| open_error(&backing.name, e))?);
+            }
+            if self.take_over(backing, &old, &io) {
+                return Ok(());
+            }
         }
-        // The gate would be asked about what is done through a description that it has seen opened.
-        let io = match guards.lower_gate(backing.key) && io.is_private() {
-            true => io.again().map_err(|e| open_error(&backing.name, e))?,
-            false => io,
-        };
-        if let Some(io) = backing.upgrade(io) {
-            guards.replace(backing.key, &io);
-        }
-        Ok(())
     }
 
     fn take_new_description(&self, backing: &Backing) -> Result<()> {
         let guards = &self.shared.guards;
-        // The gate would be asked about what is done through a description that it has seen opened.
-        guards.lower_gate(backing.key);
-        let io = backing.io().again().map_err(|e| open_error(&backing.name, e))?;
-        guards.replace(backing.key, &backing.replace(io));
+        loop {
+            let old = backing.io();
+            // The gate would be asked about what is done through a description that it has seen opened.
+            let _lowered = guards.lower_gate(backing.key);
+            let io = Arc::new(old.again().map_err(|e| open_error(&backing.name, e))?);
+            if self.take_over(backing, &old, &io) {
+                break;
+            }
+        }
         // Whoever has the old one may have stored through it since its mapping was last asked.
         guards.suspect_all(backing.key);
         Ok(())
     }
 
-    fn handle(&self, backing: Arc<Backing>, name: String, writable: bool) -> Result<Opening> {
-        let gone = || Error::InvalidArgument("the cache is being dropped".into());
-        let cache = self.this.upgrade().ok_or_else(gone)?;
-        *backing.handles.lock() += 1;
-        Ok(Opening::new(cache, backing, name, writable))
+    /// A description takes over from the one that it was made for; `false` if another already has.
+    fn take_over(&self, backing: &Backing, old: &Arc<HostFile>, new: &Arc<HostFile>) -> bool {
+        let told = || self.shared.guards.replace(backing.key, new);
+        self.table.take_over(backing, old, new, told)
     }
 
-    fn known(&self, table: &HashMap<FileId, FileKey>, id: FileId) -> Option<Arc<Backing>> {
-        table.get(&id).and_then(|key| self.shared.files.read().get(key).cloned())
+    fn alive(&self) -> Result<Arc<Embedded>> {
+        let gone = || Error::InvalidArgument("the cache is being dropped".into());
+        self.this.upgrade().ok_or_else(gone)
     }
 
     /// The last handle of a file is gone. What cannot be written back stays with the cache, which
     /// tries again by age and at its own end.
     pub(crate) fn close(&self, backing: &Arc<Backing>) -> Result<()> {
-        let mut table = self.table.lock();
-        let mut handles = backing.handles.lock();
-        *handles -= 1;
-        if *handles > 0 {
-            return Ok(());
-        }
-        let id = backing.io().identity();
-        self.shared.close(backing)?;
-        table.remove(&id);
-        Ok(())
+        self.table.release(backing, || self.shared.close(backing))
     }
 }
 
@@ -165,16 +174,17 @@ impl CacheService for Embedded {
         self.shared.not_forked()?;
         let name = path.display().to_string();
         let place = Place::find(path).map_err(|e| open_error(&name, e))?;
-        let mut table = self.table.lock();
+        let cache = self.alive()?;
         // One description of a file is enough, and a second would count as somebody else's.
-        if let Some(backing) = self.known(&table, place.identity())
-            && (backing.io().is_writable() || !writable)
-            && place.permits(writable)
+        let suits = |backing: &Backing| backing.io().is_writable() || !writable;
+        if place.permits(writable)
+            && let Some(backing) = self.table.hold(place.identity(), suits)
         {
-            return Ok(Arc::new(self.handle(backing, name, writable)?));
+            return Ok(Arc::new(Opening::new(cache, backing, name, writable)));
         }
+        let gates = self.shared.guards.gates_taken_down();
         let io = HostFile::open(path, writable).map_err(|e| open_error(&name, e))?;
-        Ok(Arc::new(self.adopt(&mut table, io, name)?))
+        Ok(Arc::new(self.adopt(io, gates, name)?))
     }
 
     fn open_fd(&self, fd: BorrowedFd<'_>) -> Result<Arc<dyn FileService>> {

@@ -59,6 +59,7 @@ mod strangers;
 mod window;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -99,6 +100,7 @@ pub(crate) struct Guards {
     shared: OnceLock<Weak<Shared>>,
     /// Started when something is first kept away.
     gate: Mutex<Option<Result<GateKeeper, String>>>,
+    gates_taken_down: AtomicU64,
     state: Mutex<State>,
     /// Some keeping away is done.
     kept: Condvar,
@@ -163,8 +165,26 @@ struct Watched {
     home: bool,
     /// The gate is asked about the file, and has been since before anybody opened it who has it open.
     gate: Option<Strangers>,
+    /// It has been at some time: a description that was opened then is asked about for ever.
+    gate_has_stood: bool,
     /// The gate cannot stand on it.
     gateless: bool,
+    /// So many descriptions are about to take over: the gate must not stand before they have.
+    lowered: u32,
+}
+
+/// How a file looked when it was met, and what kind of file it is.
+pub(crate) struct Met {
+    seen: FileStamp,
+    fixed: bool,
+    /// Leases and events tell of others, or why not.
+    tells: Result<(), String>,
+}
+
+impl Met {
+    pub(crate) fn observed(&self) -> Observed {
+        Observed { bytes: self.seen.size, ..Observed::default() }
+    }
 }
 
 impl Guards {
@@ -182,6 +202,7 @@ impl Guards {
             breaks: OnceLock::new(),
             shared: OnceLock::new(),
             gate: Mutex::new(None),
+            gates_taken_down: AtomicU64::new(0),
             state: Mutex::default(),
             kept: Condvar::new(),
         }
@@ -213,15 +234,23 @@ impl Guards {
         }
     }
 
-    /// What can be known of a file.
-    fn basis(&self, io: &HostFile, seen: &FileStamp) -> Basis {
-        if io.is_fixed() {
+    /// A file's first look, before it has a key. Its server may take its time to answer: it is asked while nothing is
+    /// locked.
+    pub(crate) fn meet(&self, io: &HostFile) -> Result<Met> {
+        let seen = measure(io)?;
+        let (fixed, tells) = (io.is_fixed(), io.tells_of_others());
+        Ok(Met { seen, fixed, tells })
+    }
+
+    /// What can be known of a file. Only one that the kernel tells of is asked anything more: it is local.
+    fn basis(&self, io: &HostFile, met: &Met) -> Basis {
+        if met.fixed {
             return Basis::Fixed;
         }
         if self.validation == Validation::Stamps {
-            return Basis::Stamps(stamp(seen));
+            return Basis::Stamps(stamp(&met.seen));
         }
-        let key = io.tells_of_others().and_then(|()| {
+        let key = met.tells.clone().and_then(|()| {
             let watch = self.watch.as_ref().map_err(Clone::clone)?;
             let breaks = self.breaks()?;
             io.send_breaks_to(breaks);
@@ -230,15 +259,10 @@ impl Guards {
         key.map_or_else(Basis::Nothing, Basis::Watch)
     }
 
-    /// A file's first look, before it has a key.
-    pub(crate) fn meet(io: &HostFile) -> Result<Observed> {
-        Ok(Observed { bytes: measure(io)?.size, ..Observed::default() })
-    }
-
-    /// Watches over a file from now on. Nothing is proven before it is looked at.
-    pub(crate) fn open(&self, file: FileKey, io: &Arc<HostFile>) -> Result<()> {
-        let seen = measure(io)?;
-        let basis = self.basis(io, &seen);
+    /// Watches over a file from now on. Nothing is proven before it is looked at. Nobody else opens or closes the file
+    /// meanwhile: who closes it ends the watch.
+    pub(crate) fn open(&self, file: FileKey, io: &Arc<HostFile>, met: Met) {
+        let basis = self.basis(io, &met);
         let mut state = self.state.lock();
         if let Basis::Watch(name) = &basis {
             state.names.insert(name.clone(), file);
@@ -249,7 +273,7 @@ impl Guards {
             io: Arc::clone(io),
             basis,
             changes: Changes::after(epoch),
-            bytes: seen.size,
+            bytes: met.seen.size,
             proven: false,
             why: "it has not been looked at yet".into(),
             changed: false,
@@ -267,10 +291,11 @@ impl Guards {
             home: false,
             threads: Vec::new(),
             gate: None,
+            gate_has_stood: false,
             gateless: false,
+            lowered: 0,
         };
         state.files.insert(file, watched);
-        Ok(())
     }
 
     /// Another description of a file takes over. It must have been opened while no gate stood on the file

@@ -255,3 +255,25 @@ fn a_file_closed_and_opened_at_once_is_the_same_file() {
         Arc::into_inner(rig).unwrap().end();
     });
 }
+
+/// First opens at once, by those that count under write pins: these exclude one another only in one file.
+#[test]
+fn first_opens_at_once_are_of_one_file() {
+    schedules(|dir| {
+        let rig = Arc::new(rig(dir, 1, 2 * FRAME));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let rig = Arc::clone(&rig);
+                thread::spawn(move || {
+                    let file = rig.file();
+                    count(&file, 0, After::WriteBack).unwrap();
+                    // The others may still have it open.
+                    file.close().unwrap();
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        assert_eq!(rig.counter(0), 3);
+        Arc::into_inner(rig).unwrap().end();
+    });
+}

@@ -13,6 +13,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use pageferry_engine::FileKey;
@@ -43,6 +44,22 @@ impl Drop for GateKeeper {
         {
             // It does not panic; if it did, its message was printed.
             let _ = thread.join();
+        }
+    }
+}
+
+/// No gate stands on a file.
+pub(crate) struct Lowered<'g> {
+    guards: &'g Guards,
+    file: FileKey,
+    /// One has: who opened the file earlier may have been seen by it.
+    pub(crate) has_stood: bool,
+}
+
+impl Drop for Lowered<'_> {
+    fn drop(&mut self) {
+        if let Some(watched) = self.guards.state.lock().files.get_mut(&self.file) {
+            watched.lowered = watched.lowered.saturating_sub(1);
         }
     }
 }
@@ -92,12 +109,16 @@ impl Guards {
     }
 
     fn put_up_gate(&self, watched: &mut Watched) -> Result<(), String> {
+        if watched.lowered > 0 {
+            return Err("another description of it is taking over".into());
+        }
         let added = self.gate().and_then(|gate| {
             gate.add(&watched.io).map_err(|e| format!("fanotify cannot guard it: {e}"))
         });
         watched.gateless = added.is_err();
         added?;
         watched.gate = Some(Strangers::since(newest_loop()));
+        watched.gate_has_stood = true;
         Ok(())
     }
 
@@ -111,17 +132,25 @@ impl Guards {
         {
             tracing::debug!(%error, "a file's gate could not be taken down");
         }
+        self.gates_taken_down.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Before another description of a file takes over: takes down its gate. `false`: there was none.
-    pub(crate) fn lower_gate(&self, file: FileKey) -> bool {
+    /// So many have been, whatever file they stood on: a description that was opened since has been seen by none that
+    /// is down.
+    pub(crate) fn gates_taken_down(&self) -> u64 {
+        self.gates_taken_down.load(Ordering::SeqCst)
+    }
+
+    /// Before another description of a file takes over: its gate is down until what this yields is dropped.
+    pub(crate) fn lower_gate(&self, file: FileKey) -> Lowered<'_> {
         let mut state = self.state.lock();
-        let Some(watched) = state.files.get_mut(&file) else { return false };
-        let stood = watched.gate.is_some();
-        self.take_down_gate(watched);
-        // Nor does another thread put it up again before that.
-        watched.gateless = true;
-        stood
+        let watched = state.files.get_mut(&file);
+        let has_stood = watched.is_some_and(|watched| {
+            self.take_down_gate(watched);
+            watched.lowered += 1;
+            watched.gate_has_stood
+        });
+        Lowered { guards: self, file, has_stood }
     }
 
     /// The gate, started if it is not.

@@ -5,14 +5,15 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::common::*;
 use crate::strangers::{filled, keep};
 use crate::ways::Page;
-use pageferry::{CacheConfig, Coherence, PinMode, Validation};
+use pageferry::{Cache, CacheConfig, Coherence, PinMode, Validation};
 
 const PAGES: u64 = 8;
 const ALL: std::ops::Range<u64> = 0..PAGES * PAGE;
@@ -26,6 +27,8 @@ struct Waiting {
     /// So many requests more are answered.
     after: Option<u32>,
     silent: bool,
+    /// Nobody has ended the silence: a process of which a request is never answered could not end.
+    forgotten: bool,
     /// Whoever makes the requests has made its last.
     done: bool,
 }
@@ -45,7 +48,10 @@ impl Silence {
         }
         (waiting.after, waiting.silent) = (None, true);
         self.1.notify_all();
-        drop(self.1.wait_while(waiting, |w| w.silent).unwrap());
+        let limit = Duration::from_secs(20);
+        let (mut waiting, waited) =
+            self.1.wait_timeout_while(waiting, limit, |w| w.silent).unwrap();
+        waiting.forgotten |= waited.timed_out();
     }
 
     /// Somebody is waiting for an answer; `false`: nobody will.
@@ -54,9 +60,15 @@ impl Silence {
         self.1.wait_while(waiting, |w| !w.silent && !w.done).unwrap().silent
     }
 
+    /// `done`: whoever makes the requests has made its last.
     fn end(&self, done: bool) {
-        *self.0.lock().unwrap() = Waiting { done, ..Waiting::default() };
+        let mut waiting = self.0.lock().unwrap();
+        (waiting.after, waiting.silent, waiting.done) = (None, false, done);
         self.1.notify_all();
+    }
+
+    fn was_forgotten(&self) -> bool {
+        self.0.lock().unwrap().forgotten
     }
 }
 
@@ -253,34 +265,73 @@ fn use_whole(file: &pageferry::File) {
     same(&device_reads(file, PAGE..PAGE + 100), &[8; 100], "the device");
 }
 
+/// Opens a file, uses it and closes it.
+fn use_once(cache: &Cache, path: &Path) {
+    let file = cache.open(path).unwrap();
+    use_whole(&file);
+    file.close().unwrap();
+}
+
+/// Has `there` done, whose server falls silent at each of its requests in turn, and `here` while it is silent.
+fn beside_silences(fuse: &Fuse, there: impl Fn() + Send + Sync + 'static, here: impl Fn()) -> u32 {
+    let there = Arc::new(there);
+    for answers in 0.. {
+        fuse.silence.begin_after(answers);
+        let (there, silence) = (Arc::clone(&there), Arc::clone(&fuse.silence));
+        let user = std::thread::spawn(move || {
+            there();
+            silence.end(true);
+        });
+        let silent = fuse.silence.has_begun();
+        here();
+        assert!(
+            !fuse.silence.was_forgotten(),
+            "held up by request {answers}, until it was answered"
+        );
+        fuse.silence.end(!silent);
+        user.join().unwrap();
+        if !silent {
+            return answers;
+        }
+    }
+    0
+}
+
+fn silent_rig(validation: Validation) -> Option<(Fuse, Rig)> {
+    match Fuse::mount(filled(PAGES, 1)) {
+        Ok(fuse) => {
+            let config = CacheConfig::default().flush_age(None).validation(validation);
+            Some((fuse, rig_with(16, config)))
+        }
+        Err(why) => {
+            crate::skipped!("FUSE: {why}");
+            None
+        }
+    }
+}
+
 /// Whichever request it is that the server does not answer, other files' pins are granted and released meanwhile.
 #[test]
 fn a_server_that_does_not_answer_holds_up_no_pins_of_other_files() {
     for validation in [Validation::Proof, Validation::Stamps] {
         within(60, move || {
-            let fuse = match Fuse::mount(filled(PAGES, 1)) {
-                Ok(fuse) => fuse,
-                Err(why) => return crate::skipped!("FUSE: {why}"),
-            };
-            let rig = rig_with(16, CacheConfig::default().flush_age(None).validation(validation));
+            let Some((fuse, rig)) = silent_rig(validation) else { return };
             let (there, here) = (rig.cache.open(fuse.path()).unwrap(), rig.file("b", 2 * PAGE));
-            for answers in 0.. {
-                fuse.silence.begin_after(answers);
-                let (file, silence) = (there.clone(), Arc::clone(&fuse.silence));
-                let user = std::thread::spawn(move || {
-                    use_whole(&file);
-                    silence.end(true);
-                });
-                let silent = fuse.silence.has_begun();
-                use_whole(&here);
-                fuse.silence.end(!silent);
-                user.join().unwrap();
-                if !silent {
-                    println!("{validation:?}: {answers} requests");
-                    assert!(answers > 5, "the server was asked: {answers}");
-                    break;
-                }
-            }
+            let asked = beside_silences(&fuse, move || use_whole(&there), || use_whole(&here));
+            assert!(asked > 5, "the server was asked {asked} times");
         });
     }
+}
+
+/// And other files are opened and closed meanwhile.
+#[test]
+fn a_server_that_does_not_answer_holds_up_no_opens_and_closes_of_other_files() {
+    within(60, || {
+        let Some((fuse, rig)) = silent_rig(Validation::Proof) else { return };
+        std::fs::write(rig.path("b"), filled(2, 1)).unwrap();
+        let (path, cache, here) = (fuse.path(), rig.cache.clone(), rig.path("b"));
+        let there = move || use_once(&cache, &path);
+        let asked = beside_silences(&fuse, there, || use_once(&rig.cache, &here));
+        assert!(asked > 10, "the server was asked {asked} times");
+    });
 }

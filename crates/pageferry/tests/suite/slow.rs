@@ -1,28 +1,58 @@
 //! A device one of whose calls takes its time for one thread: what others do meanwhile.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::common::*;
 use pageferry::device::*;
 use pageferry::soft::SoftDevice;
-use pageferry::{After, Cache, CacheConfig, Guard, PinMode};
+use pageferry::{After, Cache, CacheConfig, Error, Guard, PinMode, Wait};
 
 /// The software device, but that a call lasts longer for the thread named "slow", and that a fill
-/// panics for the one named "clumsy", or, "panic", a drain a few times for those that guard files.
+/// panics for the one named "clumsy", or, "panic", a drain a few times for those that guard files; and that for the
+/// one named "held" it lasts until it may end.
 struct Slow {
     inner: Arc<SoftDevice>,
     call: &'static str,
     falls: AtomicU32,
+    hold: Hold,
+}
+
+/// How far the call is that a test holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    NotYet,
+    Begun,
+    MayEnd,
+}
+
+struct Hold(Mutex<Held>, Condvar);
+
+impl Hold {
+    fn set(&self, held: Held) {
+        *self.0.lock().unwrap() = held;
+        self.1.notify_all();
+    }
+
+    fn wait_for(&self, wanted: Held) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |held| *held != wanted).unwrap());
+    }
 }
 
 impl Slow {
     fn dawdle(&self, call: &str) {
         if call == self.call && std::thread::current().name() == Some("slow") {
             std::thread::sleep(Duration::from_millis(200));
+        }
+        if call == self.call
+            && std::thread::current().name() == Some("held")
+            && *self.hold.0.lock().unwrap() == Held::NotYet
+        {
+            self.hold.set(Held::Begun);
+            self.hold.wait_for(Held::MayEnd);
         }
     }
 }
@@ -99,10 +129,14 @@ fn slow_rig(frames: u64, call: &'static str) -> (Rig, Cache) {
 
 fn guarded_rig(frames: u64, call: &'static str, guard: Guard) -> (Rig, Cache) {
     let rig = rig(frames);
-    let falls = AtomicU32::new(0);
-    let device = Arc::new(Slow { inner: rig.device.clone(), call, falls });
+    let device = slow_device(&rig, call);
     let config = CacheConfig::default().flush_age(None).guard(guard);
     (rig, Cache::new(device, config).unwrap())
+}
+
+fn slow_device(rig: &Rig, call: &'static str) -> Arc<Slow> {
+    let (falls, hold) = (AtomicU32::new(0), Hold(Mutex::new(Held::NotYet), Condvar::new()));
+    Arc::new(Slow { inner: rig.device.clone(), call, falls, hold })
 }
 
 fn slowly<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
@@ -202,5 +236,38 @@ fn a_panic_in_a_thread_that_guards_is_tried_again() {
             }
             assert_eq!(cache.stats().get("unguarded_openers"), Some(0));
         }
+    });
+}
+
+/// A close takes as long as the device does; who opens the file again waits for it, and other files do not.
+#[test]
+fn a_close_that_takes_its_time_holds_up_no_other_file() {
+    within(20, || {
+        let rig = rig(4);
+        let device = slow_device(&rig, "detach");
+        let cache = Cache::new(device.clone(), CacheConfig::default().flush_age(None)).unwrap();
+        for name in ["f", "g"] {
+            std::fs::write(rig.path(name), pattern(PAGE)).unwrap();
+        }
+        let file = cache.open(rig.path("f")).unwrap();
+        device_reads(&file, 0..PAGE);
+        let held = std::thread::Builder::new().name("held".into());
+        let closing = held.spawn(move || file.close()).unwrap();
+        device.hold.wait_for(Held::Begun);
+        let (path, same_cache) = (rig.path("f"), cache.clone());
+        let again = std::thread::spawn(move || same_cache.open(path).unwrap());
+        let other = cache.open(rig.path("g")).unwrap();
+        same(&device_reads(&other, 0..PAGE), &pattern(PAGE), "the other file");
+        other.close().unwrap();
+        device.hold.set(Held::MayEnd);
+        closing.join().unwrap().unwrap();
+        let file = again.join().unwrap();
+        same(&device_reads(&file, 0..PAGE), &pattern(PAGE), "the file, opened meanwhile");
+        let twin = cache.open(rig.path("f")).unwrap();
+        let _pin = twin.pin(0..PAGE, PinMode::Write).unwrap();
+        let one =
+            std::thread::spawn(move || file.pin_wait(0..PAGE, PinMode::Read, Wait::Try).map(drop));
+        let refused = one.join().unwrap();
+        assert!(matches!(refused, Err(Error::WouldBlock { .. })), "one file: {refused:?}");
     });
 }
