@@ -49,7 +49,8 @@ pub(super) struct Session {
 /// The session's threads.
 ///
 /// # Invariants
-/// - `receiving <= all`. The session ends when `all` is 0, and is not on the daemon's list then.
+/// - `receiving <= all`. Threads on their way there count, from before their answer is sent: a processor that is busy
+///   with others is no reason to start more. The session ends when `all` is 0, and is not on the daemon's list then.
 #[derive(Default)]
 struct Crew {
     receiving: usize,
@@ -113,29 +114,27 @@ impl Session {
     }
 
     fn start_thread(self: &Arc<Self>) -> Result<()> {
-        self.crew.lock().all += 1;
+        {
+            let mut crew = self.crew.lock();
+            crew.all += 1;
+            crew.receiving += 1;
+        }
         let session = Arc::clone(self);
         let name = format!("pageferry-{}", self.number);
         let spawned = std::thread::Builder::new().name(name).spawn(move || session.work());
         if let Err(error) = &spawned {
-            self.crew.lock().all -= 1;
+            let mut crew = self.crew.lock();
+            crew.all -= 1;
+            crew.receiving -= 1;
             return Err(os_error("starting a session's thread", error));
         }
         Ok(())
     }
 
-    /// What one thread does.
+    /// What one thread does, which counts as receiving already.
     fn work(self: Arc<Self>) {
         let mut packet = vec![0; wire::MESSAGE_BYTES_MAX];
         loop {
-            {
-                let mut crew = self.crew.lock();
-                if crew.receiving >= RECEIVERS_MAX {
-                    crew.all -= 1;
-                    return;
-                }
-                crew.receiving += 1;
-            }
             let mut descriptors = Vec::new();
             let received = self.replies.socket.recv(&mut packet, &mut descriptors, 1);
             let last = {
@@ -154,6 +153,12 @@ impl Session {
             };
             if matches!(next, Next::End) {
                 break;
+            }
+            let mut crew = self.crew.lock();
+            if crew.receiving > RECEIVERS_MAX {
+                crew.receiving -= 1;
+                crew.all -= 1;
+                return;
             }
         }
         self.hang_up();
@@ -176,7 +181,7 @@ impl Session {
         Next::End
     }
 
-    /// Answers one packet. `last`: no other thread receives.
+    /// Answers one packet. `last`: no other thread receives. Whoever goes on counts as receiving again.
     fn take(self: &Arc<Self>, packet: &[u8], descriptors: Vec<OwnedFd>, last: bool) -> Next {
         let Call { id, request } = match wire::decode_call(packet) {
             Ok(call) => call,
@@ -193,11 +198,9 @@ impl Session {
             let _ = self.send(id, Err(Failure::Protocol(wrong.into())));
             return self.break_off(wrong);
         }
-        let answer = match last && answer::takes_time(&request) && !self.has_another_thread() {
-            true if answer::may_wait(&request) => {
-                let limit = self.daemon.limits.read().requests;
-                Err(beyond("requests of a session under way at once", limit as u64))
-            }
+        let alone = last && answer::takes_time(&request);
+        let answer = match if alone { self.another_thread() } else { Ok(()) } {
+            Err(failure) if answer::may_wait(&request) => Err(failure),
             _ => self.answer_surely(request, descriptors),
         };
         if let Err(failure) = &answer {
@@ -207,22 +210,27 @@ impl Session {
         if hello && answer.is_ok() {
             self.greeted.store(true, Ordering::SeqCst);
         }
+        self.crew.lock().receiving += 1;
         match self.send(id, answer) {
             Ok(()) => Next::Receive,
-            Err(error) => self.break_off(&error.to_string()),
+            Err(error) => {
+                self.crew.lock().receiving -= 1;
+                self.break_off(&error.to_string())
+            }
         }
     }
 
     /// Sees to it that another thread receives, while this one has its hands full.
-    fn has_another_thread(self: &Arc<Self>) -> bool {
+    fn another_thread(self: &Arc<Self>) -> Result<(), Failure> {
         let limit = self.daemon.limits.read().requests.max(2);
-        if self.crew.lock().all >= limit {
-            return false;
+        let all = self.crew.lock().all;
+        if all >= limit {
+            return Err(beyond("requests of a session under way at once", limit as u64));
         }
-        let started = self.start_thread();
-        started
-            .inspect_err(|error| tracing::warn!(%error, "a session stays short of threads"))
-            .is_ok()
+        self.start_thread().map_err(|error| {
+            tracing::warn!(%error, "a session stays short of threads");
+            beyond("requests of a session under way at once, for want of threads", all as u64)
+        })
     }
 
     /// A device's or file system's code may panic; the client is answered all the same.

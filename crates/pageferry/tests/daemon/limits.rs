@@ -149,6 +149,30 @@ fn more_bytes_than_the_device_has() {
     });
 }
 
+/// However long the threads that the daemon starts take to get a processor.
+#[test]
+fn one_request_at_a_time_is_never_too_many() {
+    alone(120, || {
+        let d = daemon_with(16, 0o600, |limits| limits.requests = 2);
+        let path = d.file("a");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let mut raw = d.client();
+                        let file = raw.open(&path, true);
+                        for _ in 0..10 {
+                            let pin = raw.pin(file, 0..4096, Mode::Read).unwrap();
+                            raw.release(pin).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        d.ends_clean();
+    });
+}
+
 /// More pins that wait than a session may have requests under way: the last thread refuses, and hears releases.
 #[test]
 fn more_requests_under_way_than_there_may_be() {
