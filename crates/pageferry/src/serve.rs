@@ -175,13 +175,19 @@ impl Server {
     ///
     /// # Errors
     /// The first file's that could not be written back; `ETIMEDOUT` if a file's storage has not answered for ten
-    /// seconds (the other files are then written back or not, and threads are left behind).
+    /// seconds (the other files are then written back or not, and threads are left behind); [`Error::Forked`] in a
+    /// forked child, where it does nothing.
     pub fn stop(mut self) -> Result<()> {
         self.end()
     }
 
     fn end(&mut self) -> Result<()> {
         let daemon = &self.daemon;
+        if let Err(forked) = daemon.cache.shared.not_forked() {
+            // Sockets are shared with the parent, whose sessions go on; the threads are its alone.
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return Err(forked);
+        }
         daemon.stopping.store(true, Ordering::SeqCst);
         if let Some(listener) = &self.listener {
             listener.stop();
@@ -217,6 +223,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         if !self.threads.is_empty()
             && let Err(error) = self.end()
+            && !matches!(error, Error::Forked)
         {
             tracing::error!(%error, "the daemon's end could not write everything back");
         }

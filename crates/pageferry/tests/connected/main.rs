@@ -20,6 +20,8 @@ mod delayed;
 mod calls;
 #[path = "../suite/changes.rs"]
 mod changes;
+#[path = "../suite/children.rs"]
+mod children;
 #[path = "../suite/common.rs"]
 mod common;
 #[path = "../suite/cuts.rs"]
