@@ -136,11 +136,19 @@ impl<E: Clone> Engine<E> {
                     {
                         op.widened = true;
                         op.settled = (MapKey(0), 0);
-                        op.range = run;
+                        // A flush of more than that still has the rest to do.
+                        op.range = run.start.min(op.range.start)..run.end.max(op.range.end);
                     }
                     _ => {
                         op.stay_trapped = true;
-                        if matches!(op.request, Request::Touch { .. } | Request::Pin { .. }) {
+                        let tells = matches!(
+                            op.request,
+                            Request::Touch { .. }
+                                | Request::Pin { .. }
+                                | Request::Flush { .. }
+                                | Request::Evict { .. }
+                        );
+                        if tells {
                             op.refusal.get_or_insert(Refusal::Failed(error));
                         }
                     }

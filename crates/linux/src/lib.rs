@@ -42,6 +42,7 @@ pub mod limits;
 mod map;
 mod page;
 mod probe;
+mod room;
 mod sealed;
 mod served;
 mod socket;

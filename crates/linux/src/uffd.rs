@@ -31,6 +31,7 @@ use linux_raw_sys::{general as raw, ioctl as numbers};
 
 use crate::abi;
 use crate::fork::Owner;
+use crate::room::Room;
 pub use event::{Event, Fault, Wakeup};
 pub(crate) use handshake::{Features, connect};
 pub use handshake::{UffdError, UffdMode};
@@ -54,6 +55,8 @@ pub struct Uffd {
     features: Features,
     /// Which descriptor this is, for [`is_reader`](Uffd::is_reader).
     serial: u64,
+    /// For what is trapped with it.
+    room: Room,
 }
 
 impl Uffd {
@@ -84,7 +87,13 @@ impl Uffd {
         )
         .map_err(|e| os("eventfd", e.into()))?;
         let either = event::either(fd.as_fd(), stop.as_fd()).map_err(|e| os("epoll", e))?;
-        Ok(Uffd { owner, fd, stop, either, mode, features, serial: event::fresh_serial() })
+        let (serial, room) = (event::fresh_serial(), Room::new(owner));
+        Ok(Uffd { owner, fd, stop, either, mode, features, serial, room })
+    }
+
+    /// The room for traps.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Whether it is the calling process's, and not a parent's.

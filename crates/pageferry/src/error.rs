@@ -118,7 +118,13 @@ pub enum Error {
         /// The system error number.
         errno: i32,
     },
-    /// The kernel's limit on mappings is reached.
+    /// The process comes near the kernel's limit on mappings (`vm.max_map_count`), of which each
+    /// separate stretch that a mapping has away takes two. The pin or mapping is refused while fewer
+    /// are left than a 64th of the limit, which are the program's: for its threads and memory. That is
+    /// found by counting now and then, so a refusal may stand for some seconds after others have
+    /// given mappings back; `flush` gives back at once what the cache took. From `flush` or a
+    /// touch: the program has used up the rest and what is kept in reserve for coming home as well;
+    /// nothing is lost, and it works again once some are given back.
     #[error(
         "out of mappings: vm.max_map_count is {max_map_count}; raise it, or pin larger contiguous ranges"
     )]

@@ -143,6 +143,7 @@ impl Trappable for Mapped {
     /// off its page first, then moves the times, and only then makes the page writable: a store that the
     /// question missed moves the times after it.)
     fn trap(&self, range: &Range<u64>) -> Result<Option<Vec<Range<u64>>>> {
+        self.map.reserve(&self.uffd, &self.inside(range)).map_err(map_error)?;
         let trap = || self.map.trap(&self.uffd, self.inside(range)).map_err(map_error);
         let io = self.map.file();
         if !self.map.is_writable() {

@@ -16,7 +16,9 @@
 //! asks for six spare VMAs *before* it unmaps what was there, so `ENOMEM` leaves the file mapping
 //! in place. An error after the unmapping would leave a hole; see [mending](super::mend). Coming
 //! home, a whole stretch works even at the limit, by `mmap`; a part from the middle of one needs two
-//! more VMAs than there were and fails, staying away: bring home the whole stretch then.
+//! more VMAs than there were and fails, staying away: bring home the whole stretch then. One beyond
+//! the limit, where the last call may leave a process, nothing works: a [reserve](crate::room) is
+//! given up then, if there is one ([`FileMap::reserve`]).
 
 use std::ffi::c_void;
 use std::ops::Range;
@@ -103,6 +105,26 @@ impl FileMap {
         }
     }
 
+    /// Makes sure that a [trap](FileMap::trap) of `range` leaves mappings for the program, and keeps
+    /// some in reserve for bringing home what it takes away. A range that touches what is away needs
+    /// no more mappings than there are. Cheap, and a refusal as well; to be called before each trap
+    /// by those who want that.
+    ///
+    /// # Errors
+    /// [`MapError::OutOfVmas`]: fewer than a 64th of the limit are left.
+    pub fn reserve(&self, uffd: &Uffd, range: &Range<usize>) -> Result<(), MapError> {
+        let touches = {
+            let shape = self.shape.read();
+            let before = range.start.checked_sub(1).and_then(|at| shape.away.around(at));
+            before.or_else(|| shape.away.around(range.end)).is_some()
+                || shape.away.around(range.start).is_some_and(|away| range.end <= away.end)
+        };
+        if touches {
+            return Ok(());
+        }
+        uffd.room().take().map_err(|max_map_count| MapError::OutOfVmas { max_map_count })
+    }
+
     /// Brings `range` home and wakes whoever waits in it. The bytes must be in the file before.
     ///
     /// Parts that are home already stay as they are, but the whole range is woken: call it even if
@@ -116,8 +138,10 @@ impl FileMap {
         self.check_pages(&range)?;
         self.check_uffd(uffd)?;
         let mut shape = self.shape.write();
-        let parts = shape.away.within(range.clone());
-        let result = parts.into_iter().try_for_each(|part| self.bring_home(&mut shape, part));
+        let mut result = self.bring_all_home(uffd, &mut shape, &range);
+        while matches!(result, Err(MapError::OutOfVmas { .. })) && uffd.room().release() {
+            result = self.bring_all_home(uffd, &mut shape, &range);
+        }
         let home = shape.away.gaps(range);
         drop(shape);
         home.into_iter().fold(result, |result, part| result.and(self.wake(uffd, part)))
@@ -194,6 +218,19 @@ impl FileMap {
             return Err(MapError::OtherUffd);
         }
         Ok(())
+    }
+
+    fn bring_all_home(
+        &self,
+        uffd: &Uffd,
+        shape: &mut Shape,
+        range: &Range<usize>,
+    ) -> Result<(), MapError> {
+        shape.away.within(range.clone()).into_iter().try_for_each(|part| {
+            self.bring_home(shape, part)?;
+            uffd.room().came_home();
+            Ok(())
+        })
     }
 
     /// Puts the file's pages where placeholders stand.

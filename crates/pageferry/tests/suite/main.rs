@@ -37,4 +37,5 @@ mod stranger;
 mod strangers;
 mod stress;
 mod views;
+mod vmas;
 mod ways;
