@@ -196,7 +196,41 @@ fn reopen(fd: BorrowedFd<'_>, writable: bool) -> rustix::io::Result<OwnedFd> {
 fn require_regular(fd: BorrowedFd<'_>) -> Result<(), OpenError> {
     let stat = retry_on_intr(|| rustix::fs::fstat(fd)).map_err(|e| OpenError::os("fstat", e))?;
     match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if made_up(fd)? => {
+            Err(OpenError::NotRegular { kind: FileKind::MadeUp })
+        }
         FileType::RegularFile => Ok(()),
         other => Err(OpenError::NotRegular { kind: FileKind::of(other) }),
     }
+}
+
+/// File systems of the kernel's own, by their numbers (`linux/magic.h`). Their files call themselves regular, but
+/// their sizes tell nothing, and two reads of one may differ without a change.
+const MADE_UP: [u64; 17] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x6265_6570, // configfs
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0x4249_4e4d, // binfmt_misc
+    0x6e73_6673, // nsfs
+    0x0765_5821, // resctrl
+    0x6573_5543, // fusectl
+];
+
+/// The file's contents are the kernel's to make up. FUSE and network file systems answer `statfs` from afar, as they
+/// did `fstat`.
+fn made_up(fd: BorrowedFd<'_>) -> Result<bool, OpenError> {
+    let stat =
+        retry_on_intr(|| rustix::fs::fstatfs(fd)).map_err(|e| OpenError::os("fstatfs", e))?;
+    // The kernel's number has 32 bits; where the field has more, its sign may be extended.
+    Ok(MADE_UP.contains(&(stat.f_type as u64 & 0xffff_ffff)))
 }

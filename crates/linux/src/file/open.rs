@@ -21,6 +21,9 @@ pub enum FileKind {
     CharacterDevice,
     /// A block device.
     BlockDevice,
+    /// A file whose contents the kernel makes up when they are read: of `/proc`, `/sys` and the like. It has no
+    /// pages, and a size of 0 or of anything.
+    MadeUp,
     /// None of these: an epoll instance, an eventfd, a userfaultfd.
     Other,
 }
@@ -48,6 +51,9 @@ impl fmt::Display for FileKind {
             FileKind::Socket => "a socket",
             FileKind::CharacterDevice => "a character device",
             FileKind::BlockDevice => "a block device",
+            FileKind::MadeUp => {
+                "made up by its file system when it is read (copy it to a file first)"
+            }
             FileKind::Other => "something without contents of its own",
         })
     }

@@ -34,6 +34,11 @@ fn what_is_not_a_regular_file_is_refused_by_name() {
         assert_eq!(kind(HostFile::open(at("socket"), writable)), FileKind::Socket);
         assert_eq!(kind(HostFile::open("/dev/null", writable)), FileKind::CharacterDevice);
     }
+    let made_up = HostFile::open("/proc/version", false);
+    assert_eq!(kind(made_up), FileKind::MadeUp);
+    let version = File::open("/proc/version").expect("open");
+    assert_eq!(kind(HostFile::from_fd(version.as_fd())), FileKind::MadeUp);
+    assert_eq!(kind(HostFile::shared(version.into())), FileKind::MadeUp);
     let missing = HostFile::open(at("missing"), false).expect_err("missing");
     assert_eq!(missing.errno(), Some(libc::ENOENT));
 }

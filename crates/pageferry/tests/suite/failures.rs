@@ -146,6 +146,21 @@ fn only_regular_files() {
     assert_eq!((missing.kind(), missing.errno()), ("not-found", libc::ENOENT));
 }
 
+/// They call themselves regular, and have a size of 0 but contents.
+#[test]
+fn files_that_the_kernel_makes_up_are_refused() {
+    let r = rig(4);
+    for path in ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        if !std::path::Path::new(path).exists() {
+            crate::skipped!("there is no {path}");
+            continue;
+        }
+        let refused = r.cache.open_read_only(path).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), "not-regular-file", "{refused}");
+        assert!(refused.to_string().contains("copy it to a file first"), "{refused}");
+    }
+}
+
 #[test]
 fn a_panicking_kernel_is_an_error() {
     let r = rig(4);
