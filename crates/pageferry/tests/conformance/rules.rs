@@ -138,7 +138,7 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         27,
         "process_vm_readv and the like read device bytes",
-        T(&["mapping::a_load_of_an_away_page_waits_and_gets_the_devices_bytes"]),
+        T(&["mapping::readers_of_a_processs_memory_see_the_devices_bytes"]),
     ),
     (
         28,
@@ -233,7 +233,7 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         48,
         "times move no later than write-back",
-        T(&["changes::writes_through_the_cache_reach_the_next_pin_and_only_they_move"]),
+        T(&["changes::times_move_no_later_than_the_write_back"]),
     ),
     (
         49,
@@ -243,7 +243,7 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         50,
         "a second device write after fsync is persisted by the next",
-        T(&["failures::the_flusher_bounds_how_long_bytes_stay_away"]),
+        T(&["changes::each_sync_stores_what_the_device_wrote_before_it"]),
     ),
     (
         51,
@@ -334,7 +334,14 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     ),
     (69, "O_DIRECT writes reach the device", T(&["kernel::direct_writes_reach_the_next_pin"])),
     (70, "O_DIRECT into away memory waits", T(&["kernel::direct_io_through_away_memory_waits"])),
-    (71, "rename and unlink while away", T(&["changes::an_unlinked_file_works_on"])),
+    (
+        71,
+        "rename and unlink while away",
+        T(&[
+            "changes::renaming_and_unlinking_leave_away_bytes_away",
+            "changes::an_unlinked_file_works_on",
+        ]),
+    ),
     (
         72,
         "rename-over leaves the old file's pages the old file's",
@@ -351,7 +358,10 @@ pub const RULES: &[(u32, &str, Standing)] = &[
     (
         77,
         "a frozen or read-only remounted file system",
-        T(&["kernel::a_frozen_file_system_gets_its_bytes_later"]),
+        T(&[
+            "kernel::a_frozen_file_system_gets_its_bytes_later",
+            "kernel::a_file_system_is_not_remounted_read_only_over_away_bytes",
+        ]),
     ),
     (
         78,

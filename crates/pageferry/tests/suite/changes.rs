@@ -171,6 +171,68 @@ fn an_unlinked_file_works_on() {
     assert_eq!(r.stat("used_bytes"), 0);
 }
 
+/// A name is nothing to the bytes: neither a new one nor none brings them home or loses them.
+#[test]
+fn renaming_and_unlinking_leave_away_bytes_away() {
+    let r = rig(8);
+    let f = r.file("a", FRAME);
+    let m = f.map(0..FRAME, true).unwrap();
+    device_writes(&f, 0, &[5; 100], After::KeepAway);
+    std::fs::rename(r.path("a"), r.path("b")).unwrap();
+    assert_eq!(placed(&f)[0].1, PageState::Away, "after the rename");
+    assert_eq!(r.on_disk("b")[..100], [5; 100], "by the new name");
+    device_writes(&f, 0, &[6; 100], After::KeepAway);
+    std::fs::remove_file(r.path("b")).unwrap();
+    assert_eq!(placed(&f)[0].1, PageState::Away, "after the unlink");
+    assert_eq!(device_reads(&f, 0..100), [6; 100], "the device");
+    assert_eq!(m.load_u8(50).unwrap(), 6, "the mapping");
+    let mut buf = [0; 100];
+    f.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [6; 100], "the descriptor");
+    m.unmap().unwrap();
+    f.close().unwrap();
+    assert_eq!(r.stat("used_bytes"), 0);
+}
+
+/// As after a store through a mapping: who looks at the times after the write-back sees that the file changed.
+#[test]
+fn times_move_no_later_than_the_write_back() {
+    let r = rig(4);
+    let f = r.file("a", FRAME);
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let set_back = || {
+        let other = std::fs::OpenOptions::new().write(true).open(r.path("a")).unwrap();
+        other.set_modified(old).unwrap();
+    };
+    let modified = || r.path("a").metadata().unwrap().modified().unwrap();
+    set_back();
+    assert_eq!(modified(), old);
+    device_writes(&f, 0, &[1; 10], After::WriteBack);
+    assert!(modified() > old, "after a release");
+    set_back();
+    device_writes(&f, 0, &[2; 10], After::KeepAway);
+    f.flush(0..u64::MAX).unwrap();
+    assert!(modified() > old, "after a flush");
+}
+
+/// What the device writes after one `sync` is not taken for what that has stored.
+#[test]
+fn each_sync_stores_what_the_device_wrote_before_it() {
+    use std::os::fd::AsRawFd;
+    let r = rig(4);
+    let f = r.file("a", FRAME);
+    let mut model = pattern(FRAME);
+    for round in 1..=3u8 {
+        device_writes(&f, 100, &[round; 5000], After::KeepAway);
+        model[100..5100].fill(round);
+        f.sync().unwrap();
+        let file = std::fs::File::open(r.path("a")).unwrap();
+        // SAFETY: advice about a descriptor of ours. Pages that are stored leave memory, others stay.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        same(&r.on_disk("a"), &model, &format!("after sync {round}"));
+    }
+}
+
 #[test]
 fn the_same_file_opened_twice_is_one() {
     let r = rig(8);

@@ -391,3 +391,28 @@ fn a_frozen_file_system_gets_its_bytes_later() {
     model[..4096].fill(7);
     same(&std::fs::read(fs.path().join("a")).unwrap(), &model, "the file");
 }
+
+/// A file system that is open for writing here is not made read-only (one that has failed is, of itself); what is
+/// away meanwhile is not lost.
+#[test]
+fn a_file_system_is_not_remounted_read_only_over_away_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = match Mount::image_at("ext4", 64 << 20, &dir.path().join("image")) {
+        Ok(fs) => fs,
+        Err(why) => return skipped!("{why}"),
+    };
+    let remount = |options: &str| {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-o", options]).arg(fs.path()).output().unwrap().status.success()
+    };
+    let r = rig(8);
+    std::fs::write(fs.path().join("a"), pattern(4 * PAGE)).unwrap();
+    let f = r.cache.open(fs.path().join("a")).unwrap();
+    device_writes(&f, 0, &[7; 4096], After::KeepAway);
+    assert!(!remount("remount,ro"), "it was made read-only under an open file");
+    assert_eq!(device_reads(&f, 0..PAGE), [7; 4096], "the device");
+    f.flush(0..u64::MAX).unwrap();
+    let mut model = pattern(4 * PAGE);
+    model[..4096].fill(7);
+    same(&std::fs::read(fs.path().join("a")).unwrap(), &model, "the file");
+}

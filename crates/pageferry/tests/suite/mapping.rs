@@ -80,6 +80,36 @@ fn system_calls_given_away_memory_see_the_devices_bytes() {
     }
 }
 
+/// As a debugger reads: the kernel fetches the pages on behalf of whoever asks.
+#[test]
+fn readers_of_a_processs_memory_see_the_devices_bytes() {
+    use std::os::unix::fs::FileExt;
+    let r = rig(8);
+    let (f, m) = mapped(&r, FRAME);
+    let vm_readv = |buf: &mut [u8]| {
+        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        let remote = libc::iovec { iov_base: m.as_ptr().cast(), iov_len: buf.len() };
+        // SAFETY: the local buffer is ours for the call; the remote one is only read, by the kernel.
+        let n = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+        usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
+    };
+    let proc_mem =
+        |buf: &mut [u8]| std::fs::File::open("/proc/self/mem")?.read_at(buf, m.as_ptr() as u64);
+    type Way<'a> = &'a dyn Fn(&mut [u8]) -> std::io::Result<usize>;
+    let ways: [(&str, Way<'_>); 2] =
+        [("process_vm_readv", &vm_readv), ("/proc/self/mem", &proc_mem)];
+    for (n, (name, way)) in ways.into_iter().enumerate() {
+        let model = vec![0x60 + n as u8; 8192];
+        device_writes(&f, 0, &model, After::KeepAway);
+        assert_eq!(f.placement(0..1).unwrap()[0].state, PageState::Away);
+        let mut buf = vec![0xEE; 8192];
+        match way(&mut buf) {
+            Ok(read) => same(&buf[..read], &model, name),
+            Err(e) => crate::skipped!("{name} does not wait here ({e})"),
+        }
+    }
+}
+
 #[test]
 fn a_touch_of_a_live_write_pin_waits_for_its_release() {
     let r = rig(8);
