@@ -38,6 +38,8 @@ Commands (OFF and LEN take k, m, g; [..] is optional; options may stand anywhere
   fail POINT [COUNT]                   alloc, copy-in, copy-out, device-lost; COUNT 0 disarms
                                        (not through a daemon, whose device others use)
   sleep SECONDS | !COMMAND | help | quit | exit
+pin -o begins with zeros: a page that is stored to in part is zeros for the rest, others keep the file's bytes.
+flush and fsync fail with would-deadlock where pin -w holds bytes that are away: unpin first.
 Inside a pin the d-commands use it; outside they fault like a device.
 Example: pageferry io data.bin -c 'pin -w 0 64k' -c 'dwrite -S 7 0 4k' -c unpin -c 'pread -v 0 16'";
 
