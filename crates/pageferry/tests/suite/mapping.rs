@@ -89,8 +89,9 @@ fn readers_of_a_processs_memory_see_the_devices_bytes() {
     let vm_readv = |buf: &mut [u8]| {
         let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let remote = libc::iovec { iov_base: m.as_ptr().cast(), iov_len: buf.len() };
+        let id = std::process::id().cast_signed();
         // SAFETY: the local buffer is ours for the call; the remote one is only read, by the kernel.
-        let n = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+        let n = unsafe { libc::process_vm_readv(id, &local, 1, &remote, 1, 0) };
         usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
     };
     let proc_mem =
