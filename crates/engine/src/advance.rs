@@ -93,8 +93,8 @@ impl<E: Clone> Engine<E> {
                 return Turn::Blocked(WaitFor::Io);
             }
             // Before the pages go: what was stored to them is lost, and its pin's release says so.
-            let cut = state.pins.values().filter(|p| p.mode.writes() && p.granted);
-            let end = cut.map(|p| p.pages().end).max().unwrap_or(0);
+            let last = state.pins.writers_back().find(|(_, p)| p.granted);
+            let end = last.map_or(0, |(_, p)| p.pages().end);
             if !tidy.asked && self.lost.is_none() && end > tidy.from {
                 state.tidy = Some(crate::file::Tidy { asked: true, ..tidy });
                 let range = tidy.from..end;
@@ -171,10 +171,7 @@ impl<E: Clone> Engine<E> {
                     op.goto(Phase::End);
                     return Turn::Clear;
                 }
-                let writer = |p: &crate::file::Pin| {
-                    p.mode.writes() && !clip(&p.live_pages(), &page).is_empty()
-                };
-                if state.pins.values().any(writer) {
+                if state.first_trap_holder(&page).is_some() {
                     op.range = page;
                     return Turn::Blocked(WaitFor::Pins);
                 }
@@ -240,11 +237,12 @@ impl<E: Clone> Engine<E> {
                     Some(p) => vec![(None, p.pages())],
                     None => return Turn::Refuse(Refusal::Gone),
                 },
-                _ => state
-                    .pins_over(&page_span(&op.range))
-                    .filter(|(_, p)| p.mode.writes())
-                    .map(|(_, p)| (None, clip(&p.pages(), &page_span(&op.range))))
-                    .collect(),
+                _ => {
+                    let pages = page_span(&op.range);
+                    let mut over: Vec<_> = state.pins.writers_over(&pages).collect();
+                    over.sort_unstable_by_key(|(key, _)| *key);
+                    over.iter().map(|(_, p)| (None, clip(&p.pages(), &pages))).collect()
+                }
             };
         }
         if let Some((_, range)) = op.queue.last().cloned() {
@@ -371,9 +369,8 @@ impl<E: Clone> Engine<E> {
     /// Remembers what a flush leaves out.
     fn leave_due(&mut self, op: &Op<E>) {
         let Some(state) = self.files.get_mut(&op.file) else { return };
-        let pins = state.pins.values().filter(|p| p.mode.writes());
-        let left: Vec<_> =
-            pins.map(|p| clip(&p.range, &op.range)).filter(|r| state.pages.is_dirty(r)).collect();
+        let pins = state.pins.writers_over(&op.range).map(|(_, p)| clip(&p.range, &op.range));
+        let left: Vec<_> = pins.filter(|r| state.pages.is_dirty(r)).collect();
         left.into_iter().for_each(|range| state.due.add(range));
     }
 
@@ -429,7 +426,7 @@ impl<E: Clone> Engine<E> {
             return;
         }
         let mut kept = RangeSet::new();
-        for pin in state.pins.values() {
+        for (_, pin) in state.pins.over(&whole) {
             kept.add(pin.pages());
         }
         for run in state.pages.dirty_runs(&whole) {

@@ -80,10 +80,8 @@ impl<E: Clone> Engine<E> {
 
     /// Gives a pin to another owner.
     pub fn set_owner(&mut self, pin: PinKey, owner: Owner) {
-        let file = self.pin_files.get(&pin);
-        if let Some(p) = file.and_then(|f| self.files.get_mut(f)).and_then(|f| f.pins.get_mut(&pin))
-        {
-            p.owner = owner;
+        if let Some(f) = self.pin_files.get(&pin).and_then(|f| self.files.get_mut(f)) {
+            f.pins.set_owner(&pin, owner);
             self.note_change();
         }
     }
@@ -108,8 +106,8 @@ impl<E: Clone> Engine<E> {
         }
         let state = self.files.remove(&file)?;
         let lost = state.pages.dirty_runs(&(0..u64::MAX)).iter().map(|r| r.end - r.start).sum();
-        for pin in state.pins.keys() {
-            self.pin_files.remove(pin);
+        for (pin, _) in state.pins.all() {
+            self.pin_files.remove(&pin);
         }
         let frames: Vec<_> = state.pages.folios.iter().map(|(k, f)| (*k, f.frame)).collect();
         self.frames_freed(frames.len() as u64);

@@ -37,17 +37,10 @@ impl<E: Clone> Engine<E> {
                     return Err(format!("I3 {key:?}: pages {range:?} are locked by nobody"));
                 }
             }
-            let pins: Vec<_> = file.pins.iter().collect();
-            for (at, (ka, a)) in pins.iter().enumerate() {
-                for (kb, b) in &pins[at + 1..] {
-                    let writes = a.mode.writes() || b.mode.writes();
-                    if writes && !clip(&a.kept_bytes(), &b.kept_bytes()).is_empty() {
-                        return Err(format!(
-                            "I4 {key:?}: {ka:?} and {kb:?} overlap and one writes"
-                        ));
-                    }
-                }
+            if let Some((a, b)) = file.pins.conflict() {
+                return Err(format!("I4 {key:?}: {a:?} and {b:?} overlap and one writes"));
             }
+            file.pins.check().map_err(|e| format!("I8 {key:?}: {e}"))?;
             for (map, m) in &file.maps {
                 for run in file.pages.dirty_runs(&m.range) {
                     let pages = clip(&page_span(&run), &m.range);
@@ -63,7 +56,7 @@ impl<E: Clone> Engine<E> {
             return Err(format!("I2 {} frames in use, {} counted", frames.len(), self.frames_used));
         }
         for (pin, file) in &self.pin_files {
-            if !self.files.get(file).is_some_and(|f| f.pins.contains_key(pin)) {
+            if self.files.get(file).is_none_or(|f| f.pins.get(pin).is_none()) {
                 return Err(format!("I6 {pin:?} is listed but not held"));
             }
         }

@@ -369,7 +369,9 @@ impl<E: Clone> Engine<E> {
         if bytes >= old {
             return;
         }
-        for pin in state.pins.values_mut().filter(|p| p.range.end > bytes) {
+        let cut: Vec<_> = state.pins.over(&(bytes..u64::MAX)).map(|(key, _)| key).collect();
+        for pin in cut {
+            let Some(pin) = state.pins.get_mut(&pin) else { continue };
             pin.cut = Some(pin.cut.unwrap_or(u64::MAX).min(bytes));
         }
         // The page of the cut, too: some pin may have nothing left of it.
@@ -385,7 +387,10 @@ impl FileState {
     /// Pages stored to count for every live write pin that touches them.
     fn note_stored(&mut self, range: &Range<u64>, dirty: Option<Vec<Range<u64>>>) {
         for run in dirty.unwrap_or_else(|| vec![range.clone()]) {
-            for pin in self.pins.values_mut().filter(|p| p.mode.writes() && p.granted) {
+            let over = self.pins.writers_over(&page_span(&run)).filter(|(_, p)| p.granted);
+            let over: Vec<_> = over.map(|(key, _)| key).collect();
+            for pin in over {
+                let Some(pin) = self.pins.get_mut(&pin) else { continue };
                 let mine = clip(&pin.pages(), &run);
                 pin.stored.add(mine);
             }

@@ -288,7 +288,7 @@ impl<E: Clone> Engine<E> {
         let mut pinned = 0;
         for file in self.files.values() {
             let mut held = RangeSet::new();
-            for (_, pin) in file.pins.iter().filter(|(k, _)| Some(**k) != op.pin) {
+            for (_, pin) in file.pins.all().filter(|(k, _)| Some(*k) != op.pin) {
                 held.add(file.pages.folios_of(&pin.range));
             }
             let frames = |r: Range<u64>| file.pages.folios.range(r).count() as u64;

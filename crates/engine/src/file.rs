@@ -19,9 +19,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::pages::{Pages, clip, page_span};
+use crate::pins::{Pins, part};
 use crate::range::{RangeMap, RangeSet};
 use crate::trust::Trust;
-use crate::{ActionKey, MapKey, Mode, OpKey, Owner, PinKey};
+use crate::{ActionKey, MapKey, Mode, OpKey, Owner};
 
 /// A range held on the device. It holds from the moment it is admitted, before it is filled.
 #[derive(Clone, Debug)]
@@ -102,7 +103,7 @@ pub(crate) struct Tidy {
 pub(crate) struct FileState {
     pub(crate) pages: Pages,
     pub(crate) trust: Trust,
-    pub(crate) pins: BTreeMap<PinKey, Pin>,
+    pub(crate) pins: Pins,
     pub(crate) maps: BTreeMap<MapKey, Map>,
     pub(crate) claims: BTreeMap<OpKey, Claim>,
     /// Page locks: which action works on which pages.
@@ -124,7 +125,7 @@ impl FileState {
         FileState {
             pages: Pages::new(frame_bytes),
             trust: Trust::new(epoch),
-            pins: BTreeMap::new(),
+            pins: Pins::default(),
             maps: BTreeMap::new(),
             claims: BTreeMap::new(),
             busy: RangeMap::new(),
@@ -136,17 +137,9 @@ impl FileState {
         }
     }
 
-    /// Pins whose bytes overlap `range`.
-    pub(crate) fn pins_over<'a>(
-        &'a self,
-        range: &'a Range<u64>,
-    ) -> impl Iterator<Item = (PinKey, &'a Pin)> {
-        self.pins.iter().filter(|(_, p)| !clip(&p.range, range).is_empty()).map(|(k, p)| (*k, p))
-    }
-
     /// Some pin holds pages of `range`.
     pub(crate) fn is_pinned(&self, range: &Range<u64>) -> bool {
-        self.pins.values().any(|p| !clip(&p.live_pages(), range).is_empty())
+        self.pins.over(&page_span(range)).any(|(_, p)| part(range, &p.live_pages()).is_some())
     }
 
     /// The pages of `range` that CPU accesses must not reach: dirty, or under a write pin.
@@ -155,33 +148,25 @@ impl FileState {
         for run in self.pages.dirty_runs(range) {
             set.add(page_span(&run));
         }
-        for (held, ()) in self.trap_holders().iter() {
-            set.add(clip(&held, &page_span(range)));
+        let pages = page_span(range);
+        for (_, pin) in self.pins.writers_over(&pages) {
+            set.add(clip(&pages, &pin.live_pages()));
         }
         set
     }
 
-    /// The pages under write pins.
-    pub(crate) fn trap_holders(&self) -> RangeSet {
-        let mut set = RangeSet::new();
-        for pin in self.pins.values().filter(|p| p.mode.writes()) {
-            set.add(pin.live_pages());
-        }
-        set
-    }
-
-    /// The pages that pins hold.
-    pub(crate) fn held_pages(&self) -> RangeSet {
-        let mut held = RangeSet::new();
-        for pin in self.pins.values() {
-            held.add(pin.live_pages());
-        }
-        held
+    /// The first pages of `range` under a write pin.
+    pub(crate) fn first_trap_holder(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let mut over = self.pins.writers_over(&page_span(range));
+        over.find_map(|(_, p)| part(range, &p.live_pages()))
     }
 
     /// Pages on frames inside `range` that are neither valid nor held by a pin.
     pub(crate) fn unserved(&self, range: &Range<u64>) -> Vec<Range<u64>> {
-        let held = self.held_pages();
+        let mut held = RangeSet::new();
+        for (_, pin) in self.pins.over(&page_span(range)) {
+            held.add(pin.live_pages());
+        }
         let runs = self.pages.invalid_runs(range);
         runs.into_iter().flat_map(|run| held.gaps(run)).collect()
     }

@@ -48,6 +48,7 @@
 //! - **I5** A dirty page, and every page that a granted write pin holds, is trapped in every mapping.
 //! - **I6** Every pin belongs to one file.
 //! - **I7** Every page that a granted pin holds has a frame (`file.rs`: what a truncation leaves of it).
+//! - **I8** Every pin is found where its range is (`pins.rs`).
 #![forbid(unsafe_code)]
 
 mod advance;
@@ -60,9 +61,11 @@ mod file;
 mod finish;
 mod op;
 mod pages;
+mod pins;
 mod place;
 mod queue;
 pub mod range;
+mod spans;
 mod stats;
 mod steps;
 mod trust;

@@ -20,12 +20,12 @@ impl<E: Clone> Engine<E> {
         for run in state.pages.dirty_runs(&page_span(&range)) {
             put(page_span(&run), PageState::Away);
         }
-        for pin in state.pins.values() {
+        for (_, pin) in state.pins.writers_over(&page_span(&range)) {
             for (run, ()) in pin.stored.overlaps(pin.live_pages()) {
                 put(run, PageState::Away);
             }
         }
-        for pin in state.pins.values() {
+        for (_, pin) in state.pins.over(&range) {
             let held: Vec<_> = map
                 .overlaps(clip(&range, &pin.live()))
                 .map(|(run, (state, _))| (run, *state))

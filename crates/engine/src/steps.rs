@@ -1,14 +1,13 @@
 //! The steps that requests are made of. Each looks at the state as it is now and finds the next
 //! thing to do; none remembers anything between calls.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::file::{FileState, Map};
 use crate::op::{Effect, Op, Turn};
 use crate::pages::{clip, page_span};
+use crate::pins::part;
 use crate::queue::{Resident, Standing, Victim};
-use crate::range::RangeSet;
 use crate::{Action, Engine, FileKey, MapKey, Mode, OpKey, PinKey, Refusal, WaitFor};
 
 /// How many folios that could not be written back before a request tries again for a frame.
@@ -25,14 +24,14 @@ impl FileState {
         }
     }
 
-    /// The first trapped pages of `range` in a mapping that are neither dirty nor `held`.
-    fn next_needless(&self, m: &Map, held: &RangeSet, range: &Range<u64>) -> Option<Range<u64>> {
+    /// The first trapped pages of `range` in a mapping that are neither dirty nor under a write pin.
+    fn next_needless(&self, m: &Map, range: &Range<u64>) -> Option<Range<u64>> {
         let mut rest = range.clone();
         while !rest.is_empty() {
             let trapped = m.trapped.overlaps(rest.clone()).next()?.0;
             let dirty = self.pages.next_dirty(&trapped).map(|r| page_span(&r));
-            let pins = held.overlaps(trapped.clone()).next().map(|(r, ())| r);
-            match dirty.into_iter().chain(pins).min_by_key(|r| r.start) {
+            let held = self.first_trap_holder(&trapped);
+            match dirty.into_iter().chain(held).min_by_key(|r| r.start) {
                 Some(needed) if needed.start <= trapped.start => rest.start = needed.end,
                 Some(needed) => return Some(trapped.start..needed.start),
                 None => return Some(trapped),
@@ -42,10 +41,8 @@ impl FileState {
     }
 
     fn write_pin_over(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
-        self.pins_over(range)
-            .filter(|(k, p)| p.mode.writes() && Some(*k) != own)
-            .map(|(_, p)| clip(range, &p.range))
-            .min_by_key(|r| r.start)
+        let mut others = self.pins.writers_over(range).filter(|(k, _)| Some(*k) != own);
+        others.next().map(|(_, p)| clip(range, &p.range))
     }
 }
 
@@ -118,14 +115,13 @@ impl<E: Clone> Engine<E> {
         from: &mut (MapKey, u64),
     ) -> Turn<E> {
         let Some(state) = self.files.get(&file) else { return Turn::Clear };
-        let held = state.trap_holders();
         let mut io = false;
         for (&map, m) in state.maps.range(from.0..) {
             let mut rest = clip(&m.range, &page_span(range));
             if map == from.0 {
                 rest = clip(&rest, &(from.1..u64::MAX));
             }
-            while let Some(gap) = state.next_needless(m, &held, &rest) {
+            while let Some(gap) = state.next_needless(m, &rest) {
                 let open = state.unlocked(&gap, op.key);
                 if !io {
                     *from = (map, gap.start);
@@ -298,8 +294,7 @@ impl<E: Clone> Engine<E> {
             let whole = clip(&run, &(up(op.range.start)..end.max(up(op.range.start))));
             // Dirty marks are per page: beside another's stores, zeros could be taken for ours.
             let shared = |range: &Range<u64>| {
-                let mut others = state.pins.iter().filter(|(k, _)| Some(**k) != op.pin);
-                others.any(|(_, p)| p.mode.writes() && !clip(&p.pages(), range).is_empty())
+                state.pins.writers_over(range).any(|(key, _)| Some(key) != op.pin)
             };
             if whole.is_empty() || shared(&whole) {
             } else if whole.start == run.start {
@@ -361,15 +356,7 @@ impl<E: Clone> Engine<E> {
         let heat = |f: FileKey, folio| {
             self.files.get(&f).and_then(|s| s.heat.get(folio)).copied().unwrap_or(0)
         };
-        // Not every pin is asked about every folio.
-        let held: BTreeMap<FileKey, RangeSet> =
-            self.files.iter().map(|(key, state)| (*key, state.held_pages())).collect();
-        let pinned = |f: FileKey, folio: u64| {
-            let span = folio * self.config.frame_bytes;
-            let span = span..span.saturating_add(self.config.frame_bytes);
-            held.get(&f).is_some_and(|held| held.intersects(span))
-        };
-        let standing = |f, folio, born| match self.standing_if(f, folio, born, pinned(f, folio)) {
+        let standing = |f, folio, born| match self.standing(f, folio, born) {
             Standing::Dirty | Standing::Stubborn if op.passed.contains(&(f, folio)) => {
                 Standing::Held
             }
@@ -422,18 +409,12 @@ impl<E: Clone> Engine<E> {
     }
 
     pub(crate) fn standing(&self, file: FileKey, folio: u64, born: u64) -> Standing {
-        let state = self.files.get(&file);
-        let pinned = state.is_some_and(|s| s.is_pinned(&s.pages.folio_span(folio)));
-        self.standing_if(file, folio, born, pinned)
-    }
-
-    fn standing_if(&self, file: FileKey, folio: u64, born: u64, pinned: bool) -> Standing {
         let Some(state) = self.files.get(&file) else { return Standing::Gone };
         if state.pages.folios.get(&folio).is_none_or(|f| f.born != born) {
             return Standing::Gone;
         }
         let span = state.pages.folio_span(folio);
-        if pinned {
+        if state.is_pinned(&span) {
             Standing::Held
         } else if state.is_locked(&span, OpKey(u64::MAX)) {
             Standing::Busy
@@ -450,11 +431,8 @@ impl FileState {
     /// The pages of the first other granted write pin with live bytes on pages of `range`: the device may
     /// have stored to them. (One that is only being filled waits for the same pages as we do.)
     fn page_write_pin(&self, range: &Range<u64>, own: Option<PinKey>) -> Option<Range<u64>> {
-        self.pins
-            .iter()
-            .filter(|(k, p)| p.mode.writes() && p.granted && Some(**k) != own)
-            .map(|(_, p)| clip(range, &p.live_pages()))
-            .filter(|r| !r.is_empty())
-            .min_by_key(|r| r.start)
+        let over = self.pins.writers_over(&page_span(range));
+        let mut others = over.filter(|(k, p)| p.granted && Some(*k) != own);
+        others.find_map(|(_, p)| part(range, &p.live_pages()))
     }
 }

@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
+use crate::file::Pin;
 use crate::op::{Op, Phase};
 use crate::pages::{clip, page_span};
-use crate::{Engine, OpKey, Owner, Request, WaitFor};
+use crate::{Engine, OpKey, Owner, PinKey, Request, WaitFor};
 
 /// Whom a request waits for.
 pub(crate) struct Blockers {
@@ -21,54 +22,63 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     !clip(a, b).is_empty()
 }
 
+/// Owners of pins, in the order in which these were asked for.
+fn by_key<'a>(pins: impl Iterator<Item = (PinKey, &'a Pin)>) -> impl Iterator<Item = Owner> {
+    let mut pins: Vec<_> = pins.map(|(key, pin)| (key, pin.owner)).collect();
+    pins.sort_unstable_by_key(|(key, _)| *key);
+    pins.into_iter().map(|(_, owner)| owner)
+}
+
 impl<E: Clone> Engine<E> {
     /// Owners of what stands in the way of `op` now, queueing aside.
     pub(crate) fn blockers(&self, key: OpKey, op: &Op<E>) -> Blockers {
         let mut owners = Vec::new();
         let Some(file) = self.files.get(&op.file) else { return Blockers { owners, any: false } };
         if op.waiting == Some(WaitFor::Frames) {
-            for (_, pin) in
-                self.files.values().flat_map(|f| &f.pins).filter(|(k, _)| Some(**k) != op.pin)
-            {
-                owners.push(pin.owner);
-            }
+            owners.extend(self.files.values().flat_map(|f| f.pins.owners(op.pin)));
             return Blockers { owners, any: true };
         }
         let pages = page_span(&op.range);
-        let others = file.pins.iter().filter(|(k, _)| Some(**k) != op.pin);
+        let other = |(k, _): &(PinKey, &Pin)| Some(*k) != op.pin;
+        // Those that write and keep some of the pages.
+        let writers = file.pins.writers_over(&pages).filter(other);
+        let writers = writers.filter(|(_, p)| overlap(&p.kept_pages(), &pages));
         // One that is only being filled gets on by itself, unless it waits for a frame.
-        let idle = |k: &crate::PinKey| {
+        let idle = |k: &PinKey| {
             self.ops.get(&OpKey(k.0)).is_some_and(|o| o.waiting == Some(WaitFor::Frames))
         };
-        let filling = others.clone().filter(|(k, p)| p.granted || idle(k)).map(|(_, p)| p);
-        let others = others.map(|(_, p)| p);
-        let writes = |p: &&crate::file::Pin| p.mode.writes() && overlap(&p.kept_pages(), &pages);
         match &op.request {
             Request::Pin { mode, .. } if op.phase <= Phase::Admit => {
                 // A page that was zeroed for an overwrite belongs to that pin whole.
-                let clash = |p: &&crate::file::Pin| {
+                let clash = |(_, p): &(PinKey, &Pin)| {
                     let whole = clip(&p.kept_pages(), &pages);
                     let zeroed = mode.writes() && p.zeroed.intersects(whole);
-                    let writes = p.mode.writes() || mode.writes();
-                    zeroed || writes && overlap(&p.kept_bytes(), &op.range)
+                    zeroed || overlap(&p.kept_bytes(), &op.range)
                 };
-                owners.extend(others.filter(clash).map(|p| p.owner));
+                // Those that read stand beside each other.
+                if mode.writes() {
+                    let others = file.pins.over(&pages).filter(other);
+                    owners.extend(by_key(others.filter(clash)));
+                } else {
+                    let others = file.pins.writers_over(&pages).filter(other);
+                    owners.extend(by_key(others.filter(clash)));
+                }
                 let claims = file.claims.iter().filter(|(k, c)| {
                     **k != key && mode.writes() && overlap(&page_span(&c.range), &pages)
                 });
                 owners.extend(claims.map(|(_, c)| c.owner));
             }
             Request::Pin { .. } => {
-                owners.extend(filling.filter(writes).map(|p| p.owner));
+                let writers = writers.filter(|(k, p)| p.granted || idle(k));
+                owners.extend(by_key(writers));
             }
             Request::Flush { .. } | Request::Release { .. } => {
-                let dirty = |p: &&crate::file::Pin| {
-                    p.mode.writes() && file.pages.is_dirty(&clip(&p.range, &op.range))
-                };
-                owners.extend(others.filter(dirty).map(|p| p.owner));
+                let others = file.pins.writers_over(&op.range).filter(other);
+                let dirty = others.filter(|(_, p)| file.pages.is_dirty(&clip(&p.range, &op.range)));
+                owners.extend(by_key(dirty));
             }
             Request::Change { resizes, .. } => {
-                owners.extend(others.filter(writes).map(|p| p.owner));
+                owners.extend(by_key(writers));
                 let claims =
                     file.claims.iter().filter(|(k, c)| **k != key && *resizes && c.resizes);
                 owners.extend(claims.map(|(_, c)| c.owner));
@@ -77,7 +87,7 @@ impl<E: Clone> Engine<E> {
                 owners.extend(file.claims.values().map(|c| c.owner));
             }
             _ => {
-                owners.extend(others.filter(writes).map(|p| p.owner));
+                owners.extend(by_key(writers));
             }
         }
         Blockers { owners, any: false }
