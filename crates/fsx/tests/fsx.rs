@@ -40,6 +40,12 @@ fn with_outsiders() {
     no_difference(&["--seeds", "4"]);
 }
 
+#[test]
+fn with_a_daemons_cache() {
+    no_difference(&["--daemon", "--no-foreign", "--seeds", "2", "--seed", "200"]);
+    no_difference(&["--daemon", "--seeds", "2", "--seed", "300"]);
+}
+
 /// Outsiders are not asked to wait for a flush: the lease makes them.
 #[test]
 fn with_outsiders_under_a_lease() {

@@ -32,7 +32,22 @@ fn suite() -> Vec<String> {
     names
 }
 
+/// The files of the suite that run with a daemon's cache as well.
+fn connected() -> Vec<String> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(here.join("tests/connected/main.rs")).unwrap();
+    let files = text.lines().filter_map(|line| line.strip_prefix("#[path = \"../suite/"));
+    files.map(|file| file.strip_suffix(".rs\"]").unwrap().to_owned()).collect()
+}
+
 fn document() -> String {
+    let connected = connected();
+    let named = |name: &str| {
+        let file = name.split("::").next().unwrap();
+        // The exerciser's tests say themselves of which form they are.
+        let both = connected.iter().any(|it| it == file) || file == "fsx";
+        if both { format!("`{name}`") } else { format!("`{name}` (embedded only)") }
+    };
     let count = |want: fn(&Standing) -> bool| RULES.iter().filter(|r| want(&r.2)).count();
     let mut text = String::from(
         "# Conformance\n\nGenerated from `crates/pageferry/tests/conformance/rules.rs`; do not edit.\n\n",
@@ -46,11 +61,12 @@ fn document() -> String {
         count(|s| matches!(s, Standing::Waits(_))),
     )
     .unwrap();
+    text.push_str("Tests run in both forms, embedded and with a daemon's cache, but for those that say so.\n\n");
     text.push_str("| rule | says | standing |\n|---|---|---|\n");
     for (number, says, standing) in RULES {
         let standing = match standing {
             Standing::Tested(names) => {
-                names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
+                names.iter().map(|n| named(n)).collect::<Vec<_>>().join(", ")
             }
             Standing::NotApplicable(why) => format!("not applicable: {why}"),
             Standing::Waits(what) => format!("waits for {what}"),

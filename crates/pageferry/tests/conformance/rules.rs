@@ -321,7 +321,11 @@ pub const RULES: &[(u32, &str, Standing)] = &[
         "preallocation changes no content",
         T(&["changes::holes_zeroes_and_shifts_equal_a_plain_twin"]),
     ),
-    (65, "random sequences equal a twin's", T(&["fsx::the_cache_alone", "fsx::with_outsiders"])),
+    (
+        65,
+        "random sequences equal a twin's",
+        T(&["fsx::the_cache_alone", "fsx::with_outsiders", "fsx::with_a_daemons_cache"]),
+    ),
     (66, "truncation racing everything", T(&["cuts::what_was_cut_off_never_comes_back"])),
     (67, "MADV_REMOVE equals a punch", T(&["kernel::madv_remove_is_a_punched_hole"])),
     (
