@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, TableStyle};
 
 /// Prints a complaint to standard error. If nobody reads that, there is nobody left to tell.
@@ -13,11 +14,10 @@ pub(crate) fn complain(text: &str) {
 ///
 /// # Errors
 /// The stream's; see [`is_closed_pipe`].
-pub(crate) fn line(text: impl AsRef<str>) -> io::Result<()> {
+pub(crate) fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_ref().as_bytes())?;
-    out.write_all(b"\n")?;
-    out.flush()
+    let written = out.write_all(text.as_ref().as_bytes()).and_then(|()| out.write_all(b"\n"));
+    written.and_then(|()| out.flush()).context("writing to standard output")
 }
 
 /// Whether the reader of our output has gone: not our failure.

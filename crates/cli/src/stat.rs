@@ -134,6 +134,9 @@ pub(crate) fn placement(args: &WhereArgs) -> anyhow::Result<bool> {
         line(json!({ "ok": true, "ranges": placement_json(&placed) }).to_string())?;
         return Ok(true);
     }
+    if placed.is_empty() {
+        line("past the end of the file")?;
+    }
     for p in placed {
         line(format!("{}..{} {}", p.range.start, p.range.end, crate::io::state_name(p.state)))?;
     }

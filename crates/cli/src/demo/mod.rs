@@ -241,7 +241,8 @@ fn sha256sum(path: &Path) -> anyhow::Result<String> {
     let output = Command::new("sha256sum").stdin(input).output();
     let output = output.context("running sha256sum (it is part of coreutils)")?;
     if !output.status.success() {
-        bail!("sha256sum failed: {}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("sha256sum ended with {}; it said '{}'", output.status, said.trim_end());
     }
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.split_whitespace().next().unwrap_or_default().to_owned())

@@ -27,14 +27,14 @@ impl Session {
         self.with_view(range, true, |view, _| data::fill(view, range, byte))?;
         let inside = self.inside(range)?;
         let text = format!("device wrote {inside} bytes at offset {}", range.start);
-        Ok(Reply::line(text + &rest(range, inside, "are dropped")).with("bytes", inside))
+        Ok(Reply::line(text + &rest(range, inside, DROPPED)).with("bytes", inside))
     }
 
     pub(super) fn dadd(&self, n: u32, range: &Range<u64>) -> Done {
         self.with_view(range, true, |view, cache| data::add(cache, view, range, n))?;
         let inside = self.inside(range)?;
         let text = format!("device added {n} to {} u32 at offset {}", inside / 4, range.start);
-        Ok(Reply::line(text + &rest(range, inside, "are dropped")).with("bytes", inside))
+        Ok(Reply::line(text + &rest(range, inside, DROPPED)).with("bytes", inside))
     }
 
     /// The digest is of all that the device sees, the zeros past the end of the file included.
@@ -43,6 +43,24 @@ impl Session {
         let text = format!("{sum}  bytes {}..{}", range.start, range.end);
         let rest = rest(range, self.inside(range)?, "read as zeros");
         Ok(Reply::line(text + &rest).with("sha256", sum).with("bytes", len(range)))
+    }
+
+    /// The failure of an access inside a pin: that the file ends before is true no more if it has grown since.
+    fn cut(&self, pin: &Pin, error: Error) -> Failure {
+        match (&error, self.file.len()) {
+            (Error::PastEof { range, .. }, Ok(now)) if range.start < now => Failure::told(
+                &error,
+                format!(
+                    "bytes {}..{} were cut off from the pin of {}..{} when the file was truncated, and stay so; \
+                     release it and pin anew",
+                    range.start,
+                    range.end,
+                    pin.range().start,
+                    pin.range().end
+                ),
+            ),
+            _ => error.into(),
+        }
     }
 
     /// How much of a range lies inside the file.
@@ -61,7 +79,7 @@ impl Session {
         let covering: Vec<&Pin> = self.pins.values().filter(covers).collect();
         let writing = covering.iter().find(|p| p.mode() != PinMode::Read);
         if let Some(pin) = writing.or(covering.first()) {
-            return Ok(work(&pin.view()?, &self.cache)?);
+            return work(&pin.view()?, &self.cache).map_err(|e| self.cut(pin, e));
         }
         // Before anything is moved: the range may be longer than anybody would wait for.
         let file_bytes = self.file.len()?;
@@ -76,6 +94,9 @@ impl Session {
         Ok(value)
     }
 }
+
+/// What becomes of stores past the end of the file.
+const DROPPED: &str = "are dropped, but for what the file grows over before the release";
 
 /// Says what became of the bytes of the last page that are not the file's.
 fn rest(range: &Range<u64>, inside: u64, what: &str) -> String {

@@ -205,6 +205,8 @@ impl Session {
         let id = id.ok_or_else(|| Failure::usage("nothing is pinned"))?;
         let pin = self.pins.remove(&id);
         let pin = pin.ok_or_else(|| Failure::usage(format!("there is no pin {id}")))?;
+        // The device cannot have stored anything under a pin for reading.
+        let keep = keep && pin.mode() != PinMode::Read;
         let after = if keep { After::KeepAway } else { After::WriteBack };
         let bytes = pin.release_with(after)?;
         let text = if keep {

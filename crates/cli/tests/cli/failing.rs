@@ -91,3 +91,51 @@ fn a_store_without_space_says_so() {
     assert_eq!(answer["error"]["errno"], 14, "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("file system is full"));
 }
+
+#[test]
+fn a_pin_that_was_cut_says_so() {
+    let s = scratch(100 << 10);
+    let commands = ["pin -w 0 64k", "truncate 5000", "truncate 100k", "dread 8k 4"];
+    let args: Vec<&str> =
+        ["io", "FILE"].into_iter().chain(commands.iter().flat_map(|c| ["-c", c])).collect();
+    let said = errors(&pageferry(&args, &s.file));
+    assert!(said.contains("cut off from the pin of 0..65536"), "{said}");
+}
+
+#[test]
+fn a_read_pin_has_nothing_to_keep_away() {
+    let s = scratch(8192);
+    let args = ["io", "--guard", "none", "FILE", "-c", "pin 0 4k", "-c", "unpin -k"];
+    let output = pageferry(&args, &s.file);
+    assert!(output.status.success(), "{}", errors(&output));
+}
+
+#[test]
+fn a_kernel_on_numbers_counts_whole_numbers() {
+    let s = scratch(4097);
+    let output = pageferry(&["run", "add", "FILE"], &s.file);
+    assert!(text(&output).contains("changed 4096 bytes"), "{}", text(&output));
+}
+
+#[test]
+fn where_says_that_the_file_ends_before() {
+    let s = scratch(100);
+    let output = pageferry(&["where", "FILE", "2g", "1"], &s.file);
+    assert!(text(&output).starts_with("past the end of the file\n"), "{}", text(&output));
+}
+
+#[test]
+fn a_full_standard_output_is_named() {
+    let s = scratch(100);
+    let said = errors(&shell("$P stat $F > /dev/full", &s.file));
+    assert!(said.contains("writing to standard output"), "{said}");
+}
+
+#[test]
+fn a_failed_sha256sum_is_told_by_its_status() {
+    let s = scratch(1 << 20);
+    let line = "mkdir $F.d && printf '#!/bin/sh\nexit 3\n' > $F.d/sha256sum && \
+        chmod +x $F.d/sha256sum && PATH=$F.d:$PATH $P demo --size 1m --phases 1";
+    let said = errors(&shell(line, &s.file));
+    assert!(said.contains("exit status: 3"), "{said}");
+}
