@@ -229,8 +229,11 @@ const MADE_UP: [u64; 17] = [
 /// The file's contents are the kernel's to make up. FUSE and network file systems answer `statfs` from afar, as they
 /// did `fstat`.
 fn made_up(fd: BorrowedFd<'_>) -> Result<bool, OpenError> {
-    let stat =
-        retry_on_intr(|| rustix::fs::fstatfs(fd)).map_err(|e| OpenError::os("fstatfs", e))?;
-    // The kernel's number has 32 bits; where the field has more, its sign may be extended.
-    Ok(MADE_UP.contains(&(stat.f_type as u64 & 0xffff_ffff)))
+    let kind = file_system(fd).map_err(|e| OpenError::os("fstatfs", e))?;
+    Ok(MADE_UP.contains(&kind))
+}
+
+/// The number of a file's file system. The kernel's has 32 bits; where the field has more, its sign may be extended.
+fn file_system(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    Ok(retry_on_intr(|| rustix::fs::fstatfs(fd))?.f_type as u64 & 0xffff_ffff)
 }

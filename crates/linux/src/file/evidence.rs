@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, SealFlags, StatxAttributes, StatxFlags};
 
-use super::{FileId, FileStamp, HostFile, OpenError, require_regular, stamp};
+use super::{FileId, FileStamp, HostFile, OpenError, file_system, require_regular, stamp};
 use crate::limits;
 
 /// Numbers of file systems (`statfs`) whose leases and events were found to tell of every other
@@ -67,7 +67,7 @@ impl HostFile {
     }
 
     fn file_system(&self) -> rustix::io::Result<u64> {
-        Ok(rustix::fs::fstatfs(&self.fd)?.f_type as u64)
+        file_system(self.fd.as_fd())
     }
 }
 

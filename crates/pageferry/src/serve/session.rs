@@ -199,7 +199,8 @@ impl Session {
             return self.break_off(wrong);
         }
         let alone = last && answer::takes_time(&request);
-        let answer = match if alone { self.another_thread() } else { Ok(()) } {
+        let others = if alone { self.another_thread() } else { Ok(()) };
+        let answer = match others {
             Err(failure) if answer::may_wait(&request) => Err(failure),
             _ => self.answer_surely(request, descriptors),
         };
